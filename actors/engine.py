@@ -1,0 +1,266 @@
+"""An attention engine: vLLM's engine core with its routed experts taken out. No Ray here.
+
+Builds the engine in this process, binds the seam to an ``ExpertsClient``, and offers the few verbs
+an actor needs: add, abort, step. One engine per process (vLLM's own registries are per process).
+"""
+
+import os
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.errors import AffluxError
+from actors.lanes import MAX_LANES, LaneChooser
+from actors.table import ExpertTable
+from actors.transport.endpoint import Endpoint, Offer
+from actors.transport.geometry import Geometry
+
+# What afflux decides itself; a spec that sets one of these is refused at the door.
+OWNED_ENGINE_ARGS = frozenset(
+    {
+        "model",
+        "dtype",
+        "load_format",
+        "worker_cls",
+        "distributed_executor_backend",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+        "enable_expert_parallel",
+        "enable_eplb",
+        "enable_dbo",
+        "ubatch_size",
+        "all2all_backend",
+    }
+)
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What an attention actor is told when it starts.
+
+    Args:
+        name: actor name, unique in the cluster.
+        model: checkpoint folder.
+        dtype: vLLM's ``dtype`` argument (``auto``, ``bfloat16``, ``float32``, ...).
+        engine: engine arguments passed to vLLM as they are.
+        lanes: lanes of a step, or None to choose per step.
+        max_frame_tokens: rows per dispatch frame.
+        timeout_s: deadline of a frame.
+        ucx_tls: UCX transport list, or None for UCX's own choice.
+    """
+
+    name: str
+    model: str
+    dtype: str = "auto"
+    engine: dict[str, Any] = field(default_factory=dict)
+    lanes: int | None = None
+    max_frame_tokens: int = 512
+    timeout_s: float = 10.0
+    ucx_tls: str | None = None
+
+
+class AttentionEngine:
+    """vLLM's engine core in this process, attention and everything but routed experts.
+
+    Args:
+        config: see ``AttentionConfig``.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, truncated or dense.
+        UnsupportedModel: vLLM builds no routed experts for it through the seam.
+        AffluxError: engine arguments that afflux owns, or that vLLM refuses.
+    """
+
+    def __init__(self, config: AttentionConfig):
+        from actors.checkpoint import Checkpoint
+
+        owned = sorted(OWNED_ENGINE_ARGS & config.engine.keys())
+        if owned:
+            raise AffluxError(
+                f"attention.engine sets {owned}, which afflux decides itself; remove them",
+                code="bad_engine_args",
+            )
+        self.config = config
+        self.checkpoint = Checkpoint.open(config.model)
+        self.chooser = LaneChooser(config.lanes)
+        self.core, self.vllm_config = self._build_core()
+        self.geometry = self._geometry()
+        self.endpoint = Endpoint(
+            config.name,
+            self.geometry,
+            self.checkpoint.digest,
+            device=self.vllm_config.device_config.device.type,
+            ucx_tls=config.ucx_tls,
+        )
+        self._bind()
+
+    def _build_core(self) -> tuple[Any, Any]:
+        # The engine is single-process here: vLLM's own process per engine would put the model, and
+        # with it the seam, where this object can't reach.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.core import EngineCore
+        from vllm.v1.executor.abstract import Executor
+
+        from actors import seam
+        from actors.loader import LOAD_FORMAT
+        from actors.runner import AttentionWorker
+        from actors.vllm_models import inspect_in_process
+
+        inspect_in_process(self.checkpoint.config.get("architectures") or ())
+        AttentionWorker.chooser = self.chooser
+        try:
+            args = EngineArgs(
+                model=self.config.model,
+                dtype=self.config.dtype,  # type: ignore[arg-type]
+                load_format=LOAD_FORMAT,
+                worker_cls="actors.runner.AttentionWorker",
+                distributed_executor_backend="uni",
+                **self.config.engine,
+            )
+        except TypeError as error:
+            raise AffluxError(f"attention.engine: {error}", code="bad_engine_args") from error
+        vllm_config = args.create_engine_config()
+        core = EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=True)
+        seam.check_layers(self.config.model)
+        return core, vllm_config
+
+    def _geometry(self) -> Geometry:
+        from actors.seam import Seam
+
+        shapes = {(e.moe_config.hidden_dim, e.top_k) for e in Seam.layers.values()}
+        if len(shapes) != 1:
+            raise AffluxError(
+                f"{self.config.model}: MoE layers differ in (hidden size, top-k): "
+                f"{sorted(shapes)}; afflux needs them equal",
+                code="unsupported_model",
+            )
+        ((hidden, top_k),) = shapes
+        return Geometry(
+            hidden=hidden,
+            top_k=top_k,
+            dtype=str(self.vllm_config.model_config.dtype).removeprefix("torch."),
+            max_tokens=self.config.max_frame_tokens,
+            lanes=MAX_LANES,
+        )
+
+    def _bind(self) -> None:
+        from actors.experts_client import ExpertsClient
+        from actors.seam import Seam
+
+        self.client = ExpertsClient(
+            self.endpoint,
+            self.chooser,
+            max_tokens=self.config.max_frame_tokens,
+            timeout=self.config.timeout_s,
+        )
+        Seam.bind(self.client)
+
+    # -- peers and table -------------------------------------------------------------------------
+
+    def offer(self, peer: str) -> Offer:
+        """This side's half of a connection with ``peer``."""
+        return self.endpoint.offer(peer)
+
+    def connect(self, offer: Offer) -> None:
+        """Complete a connection. Raises PeerMismatch when the peer serves something else."""
+        self.endpoint.connect(offer)
+
+    def adopt(self, table: ExpertTable) -> None:
+        """Use ``table`` from the next step on.
+
+        Raises:
+            AffluxError: the table's layers are not the layers of this model.
+        """
+        from actors.seam import Seam
+
+        mine = tuple(sorted(Seam.layers))
+        if table.layers != mine:
+            raise AffluxError(
+                f"expert table of epoch {table.epoch} has layers {table.layers}, but the model's "
+                f"MoE layers are {mine}",
+                code="bad_table",
+            )
+        self.client.adopt(table)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def add(self, request: Any) -> None:
+        """Queue an ``EngineCoreRequest``."""
+        prepared, wave = self.core.preprocess_add_request(request)
+        self.core.add_request(prepared, wave)
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Forget requests; unknown ids are ignored."""
+        if request_ids:
+            self.core.abort_requests(request_ids)
+
+    @property
+    def has_work(self) -> bool:
+        """True while a step would do something."""
+        return self.core.scheduler.has_requests() or bool(self.core.batch_queue)
+
+    def step(self) -> dict[int, Any]:
+        """One engine step. Returns ``EngineCoreOutputs`` per client index.
+
+        When the step fails (an FFN actor is gone or silent) every unfinished request ends with
+        finish reason ``error``; the engine can go on with new requests. The exception is kept in
+        ``last_error``.
+        """
+        try:
+            outputs, executed = self.core.step_fn()
+            self.core.post_step(model_executed=executed)
+        except Exception as error:
+            self.last_error = error
+            self.last_error_at = time.time()
+            return self._fail_all(error)
+        return outputs or {}
+
+    last_error: Exception | None = None
+    last_error_at: float | None = None
+
+    def _fail_all(self, error: Exception) -> dict[int, Any]:
+        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+        from vllm.v1.request import RequestStatus
+
+        scheduler = self.core.scheduler
+        lost = list(scheduler.requests.values())
+        scheduler.finish_requests(
+            [request.request_id for request in lost], RequestStatus.FINISHED_ERROR
+        )
+        if self.core.batch_queue:
+            self.core.batch_queue.clear()
+        by_client: dict[int, list[str]] = defaultdict(list)
+        for request in lost:
+            by_client[request.client_index].append(request.request_id)
+        return {
+            client: EngineCoreOutputs(
+                outputs=[
+                    EngineCoreOutput(
+                        request_id, [], finish_reason=FinishReason.ERROR, stop_reason=str(error)
+                    )
+                    for request_id in ids
+                ],
+                finished_requests=set(ids),
+            )
+            for client, ids in by_client.items()
+        }
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters and buffers that this process holds."""
+        model = self.core.model_executor.driver_worker.worker.model_runner.model
+        return sum(t.nbytes for t in (*model.parameters(), *model.buffers()) if not t.is_meta)
+
+    def close(self) -> None:
+        """Release the endpoint and the engine."""
+        from actors.seam import Seam
+
+        Seam.unbind()
+        self.endpoint.close()
+        self.core.shutdown()

@@ -1,0 +1,142 @@
+"""vLLM's model runner and worker, taught to run one step in several lanes.
+
+Only method overrides: vLLM prepares the step as always; here the batch is cut by request, attention
+metadata and slot mappings are made per lane by vLLM's own micro-batch slicing, and the forward pass
+runs once per lane on greenlets. How many lanes is ``LaneChooser``'s decision.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from vllm import forward_context
+from vllm.platforms import current_platform
+from vllm.v1.worker.ubatch_utils import UBatchSlice
+
+from actors import lanes
+from actors.seam import Seam
+
+_WORKER_MODULE = {
+    "cpu": ("vllm.v1.worker.cpu_worker", "CPUWorker"),
+    "cuda": ("vllm.v1.worker.gpu_worker", "Worker"),
+}
+
+
+class LaneRunner:
+    """Mixed into vLLM's runner class of the platform (see ``AttentionWorker.init_device``)."""
+
+    chooser: lanes.LaneChooser
+    lane_slices: list[UBatchSlice] | None = None
+
+    def initialize_metadata_builders(self, *args: Any, **kwargs: Any) -> None:
+        # One metadata builder per possible lane. The size is set on the finished config: vLLM's own
+        # check would ask for an all-to-all backend that the seam does not use.
+        self.parallel_config.ubatch_size = self.chooser.limit  # type: ignore[attr-defined]
+        super().initialize_metadata_builders(*args, **kwargs)  # type: ignore[misc]
+
+    def _determine_batch_execution_and_padding(self, *args: Any, **kwargs: Any) -> Any:
+        plan = super()._determine_batch_execution_and_padding(*args, **kwargs)  # type: ignore[misc]
+        self.lane_slices = None
+        # A dummy run (warm-up, profiling) has no requests and no experts to wait for.
+        if Seam.client is not None and "num_encoder_reqs" in kwargs:
+            tokens = kwargs["num_scheduled_tokens_np"]
+            padded = plan[1].num_tokens != int(tokens.sum())
+            if kwargs.get("allow_microbatching", True) and not padded:
+                self.lane_slices = self._cut(tokens)
+        return plan
+
+    def _cut(self, tokens: np.ndarray) -> list[UBatchSlice] | None:
+        count = self.chooser.choose(len(tokens), int(tokens.sum()))
+        if count < 2:
+            return None
+        ends = np.concatenate(([0], np.cumsum(tokens)))
+        return [
+            UBatchSlice(run, slice(int(ends[run.start]), int(ends[run.stop])))
+            for run in lanes.split(tokens.tolist(), count)
+        ]
+
+    def _get_slot_mappings(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._get_slot_mappings(*args, **self._with_lanes(kwargs))  # type: ignore[misc]
+
+    def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._build_attention_metadata(*args, **self._with_lanes(kwargs))  # type: ignore[misc]
+
+    def _with_lanes(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return kwargs if self.lane_slices is None else {**kwargs, "ubatch_slices": self.lane_slices}
+
+    def _model_forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        forward = super()._model_forward  # type: ignore[misc]
+        slices, self.lane_slices = self.lane_slices, None
+        client = Seam.client
+        if client is not None:
+            client.begin_step(len(slices) if slices else 1)
+        if slices is None:
+            return forward(
+                input_ids=input_ids,
+                positions=positions,
+                intermediate_tensors=intermediate_tensors,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        whole = forward_context.get_forward_context()
+        contexts = [
+            forward_context.create_forward_context(
+                whole.attn_metadata[lane],
+                self.vllm_config,  # type: ignore[attr-defined]
+                slot_mapping=whole.slot_mapping[lane],
+                skip_compiled=whole.skip_compiled,
+                additional_kwargs=whole.additional_kwargs,
+            )
+            for lane in range(len(slices))
+        ]
+
+        def lane_forward(lane: int) -> Any:
+            tokens = slices[lane].token_slice
+            # a lane is a fresh stack: vLLM's inference mode has to be entered on it again
+            with torch.inference_mode():
+                return forward(
+                    input_ids=None if input_ids is None else input_ids[tokens],
+                    positions=None if positions is None else positions[..., tokens],
+                    intermediate_tensors=None,
+                    inputs_embeds=None if inputs_embeds is None else inputs_embeds[tokens],
+                    **kwargs,
+                )
+
+        def enter(lane: int) -> None:
+            forward_context._forward_context = contexts[lane]
+
+        try:
+            results = lanes.run([partial(lane_forward, lane) for lane in range(len(slices))], enter)
+        finally:
+            forward_context._forward_context = whole
+        return torch.cat(results)
+
+
+def _base_worker() -> type:
+    import importlib
+
+    platform = "cpu" if current_platform.is_cpu() else "cuda"
+    module, name = _WORKER_MODULE[platform]
+    return getattr(importlib.import_module(module), name)
+
+
+class AttentionWorker(_base_worker()):  # type: ignore[misc]
+    """vLLM's worker of this platform whose runner has lanes. Given to vLLM as ``worker_cls``."""
+
+    chooser = lanes.LaneChooser(1)  # replaced by the engine before vLLM builds the worker
+
+    def init_device(self) -> None:
+        super().init_device()
+        runner = self.model_runner
+        # vLLM names its runner class inside init_device; swapping the class of the fresh instance
+        # spares a second construction of its buffers.
+        runner.__class__ = type("LaneModelRunner", (LaneRunner, type(runner)), {})
+        runner.chooser = self.chooser
