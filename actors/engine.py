@@ -102,6 +102,7 @@ class AttentionEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.executor.abstract import Executor
 
@@ -112,6 +113,10 @@ class AttentionEngine:
 
         inspect_in_process(self.checkpoint.config.get("architectures") or ())
         AttentionWorker.chooser = self.chooser
+        engine = dict(self.config.engine)
+        if not current_platform.is_cpu():
+            # the remote call is host code between kernels, which a captured graph would not repeat
+            engine.setdefault("compilation_config", {"cudagraph_mode": "NONE"})
         try:
             args = EngineArgs(
                 model=self.config.model,
@@ -119,7 +124,7 @@ class AttentionEngine:
                 load_format=LOAD_FORMAT,
                 worker_cls="actors.runner.AttentionWorker",
                 distributed_executor_backend="uni",
-                **self.config.engine,
+                **engine,
             )
         except TypeError as error:
             raise AffluxError(f"attention.engine: {error}", code="bad_engine_args") from error

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from vllm import forward_context
+from vllm.model_executor.layers.fused_moe.runner import moe_runner
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.platforms import current_platform
 from vllm.v1.worker.ubatch_utils import UBatchSlice
 
@@ -28,6 +30,20 @@ class LaneRunner:
 
     chooser: lanes.LaneChooser
     lane_slices: list[UBatchSlice] | None = None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        if current_platform.is_cpu():
+            return
+        # Off the CPU vLLM hides the whole MoE layer in an operator, and lanes can't switch
+        # inside of that (see ``seam._opaque_op``): call the layer as vLLM does on the CPU. Written,
+        # not validated on a GPU.
+        for layer in self.compilation_config.static_forward_context.values():  # type: ignore[attr-defined]
+            if isinstance(layer, MoERunner):
+                shared = layer.shared_experts is not None
+                layer._forward_entry = (
+                    moe_runner._moe_forward_shared if shared else moe_runner._moe_forward
+                )
 
     def initialize_metadata_builders(self, *args: Any, **kwargs: Any) -> None:
         # One metadata builder per possible lane. The size is set on the finished config: vLLM's own
