@@ -1,0 +1,351 @@
+"""What a deployment is: the cluster spec, as YAML on disk and as frozen models in memory.
+
+Everything that can be refused by reading the text alone is refused here. What needs the checkpoint
+or the machine (is the model a mixture of experts, is the port free) is in ``preflight.py``.
+A new section is a new model with defaults and a field on ``ClusterSpec``.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from actors.errors import AffluxError
+from cluster.paths import default_spec, find_model
+from cluster.spec_text import explain, parse_override, parse_yaml, show, with_override
+
+Role = Literal["attention", "ffn"]
+ROLES: tuple[Role, ...] = ("attention", "ffn")
+MAX_LANES = 8
+
+# Engine arguments that afflux sets itself, and what to use instead.
+OWNED_ENGINE_ARGS = {
+    "model": "set model.path",
+    "tokenizer": "put the tokenizer into the model's folder",
+    "served_model_name": "set model.served_name",
+    "dtype": "set model.dtype",
+    "worker_cls": "afflux brings its own worker (the lanes)",
+    "load_format": "afflux decides which tensors are read",
+    "distributed_executor_backend": "every actor is one process",
+    "tensor_parallel_size": "every actor is one process; change the pool's count instead",
+    "pipeline_parallel_size": "every actor is one process; change the pool's count instead",
+    "data_parallel_size": "change attention.count instead",
+    "enable_expert_parallel": "experts are spread over ffn.count actors",
+    "enable_eplb": "experts are placed by afflux",
+    "enable_dbo": "set lanes",
+    "ubatch_size": "set lanes",
+}
+# Refused above only when they ask for more than one.
+_HARMLESS_AT_ONE = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
+_HARMLESS_WHEN_FALSE = {"enable_expert_parallel", "enable_eplb", "enable_dbo"}
+OWNED_FRONTEND_ARGS = {
+    "host": "set frontend.host",
+    "port": "set frontend.port",
+    "api_key": "put the keys into the environment variable named by frontend.api_keys_env",
+    "model": "set model.path",
+    "served_model_name": "set model.served_name",
+}
+_RAY_RESOURCES = {"CPU": "cpus", "GPU": "gpus", "memory": "memory_gib"}
+
+
+class SpecError(AffluxError):
+    """A spec that can't be used; the text names the file, the key, the value and the remedy."""
+
+    code = "bad_spec"
+
+
+class _Section(BaseModel):
+    """Frozen, strict about types, and closed: an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class ModelSpec(_Section):
+    """Which checkpoint is served."""
+
+    path: str = Field(min_length=1)
+    """Folder in Hugging Face layout (config.json, *.safetensors, tokenizer), readable under the
+    same path on every node. A relative path is tried against the spec file's folder, the working
+    directory and the project's root, in this order."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and activations; auto takes the checkpoint's own."""
+
+    served_name: str | None = None
+    """The model name that clients use; null takes the name of the folder."""
+
+
+class ResourceSpec(_Section):
+    """What Ray reserves for one actor. Ray counts these; it does not enforce them."""
+
+    cpus: float = Field(default=1.0, ge=0)
+    """Logical CPUs. An actor computes with max(1, whole part) threads."""
+
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs: a whole number, or a fraction below 1 to share one."""
+
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Main memory in GiB to reserve; null reserves none."""
+
+    custom: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Custom Ray resources by name, such as {afd_ffn: 1}, to pick nodes by type."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_gpus(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("expected a whole number, or a fraction below 1")
+        return gpus
+
+    @field_validator("custom")
+    @classmethod
+    def _really_custom(cls, custom: dict[str, float]) -> dict[str, float]:
+        for name in custom:
+            if name in _RAY_RESOURCES:
+                raise ValueError(f"{name} is Ray's own; set resources.{_RAY_RESOURCES[name]}")
+        return custom
+
+    @model_validator(mode="after")
+    def _something(self) -> "ResourceSpec":
+        if not (self.cpus or self.gpus or self.memory_gib or self.custom):
+            raise ValueError("an actor needs some resource; set cpus (0.01 is enough), gpus, ...")
+        return self
+
+    def bundle(self) -> dict[str, float]:
+        """The same as a Ray placement group bundle, zeros left out (memory in bytes)."""
+        memory = (self.memory_gib or 0.0) * 2**30
+        named = {"CPU": self.cpus, "GPU": self.gpus, "memory": memory, **self.custom}
+        return {name: amount for name, amount in named.items() if amount}
+
+
+class PoolSpec(_Section):
+    """A pool of equal actors."""
+
+    count: int = Field(default=1, ge=1)
+    """Actors at start."""
+
+    min: int = Field(default=1, ge=1)
+    """The fewest that scaling may leave."""
+
+    max: int = Field(default=4, ge=1)
+    """The most that scaling may make."""
+
+    resources: ResourceSpec = ResourceSpec()
+    """What each actor gets."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray label selector for the nodes of this pool, such as {afflux.io/role: ffn}."""
+
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Arguments passed to vLLM's engine in each actor, by vLLM's own names (max_model_len,
+    enforce_eager, ...). Those that afflux owns are refused."""
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_not_ours(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        for name, value in engine.items():
+            harmless = (name in _HARMLESS_AT_ONE and value == 1 and value is not True) or (
+                name in _HARMLESS_WHEN_FALSE and value is False
+            )
+            if not harmless:
+                _refuse_owned(name, value, OWNED_ENGINE_ARGS)
+        return engine
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "PoolSpec":
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min} and max is {self.max}; expected min <= max")
+        if not self.min <= self.count <= self.max:
+            side = "max" if self.count > self.max else "min"
+            raise ValueError(
+                f"count is {self.count}, outside min..max = {self.min}..{self.max}; "
+                f"change count or {side}"
+            )
+        return self
+
+
+class AttentionSpec(PoolSpec):
+    """The pool of attention actors."""
+
+
+class FFNSpec(PoolSpec):
+    """The pool of FFN actors; together they hold every routed expert."""
+
+    count: int = Field(default=2, ge=1)
+    """Actors at start; at most the number of the model's experts."""
+
+    max: int = Field(default=8, ge=1)
+    """The most that scaling may make."""
+
+
+class TransportSpec(_Section):
+    """The data plane between attention and FFN actors."""
+
+    ucx_tls: str | None = Field(default=None, min_length=1)
+    """UCX transports to use, as in UCX_TLS ("tcp", "rc,cuda_copy"); null lets UCX choose."""
+
+    max_frame_tokens: int = Field(default=512, ge=1, le=65536)
+    """The most tokens in one frame; a larger batch travels as several frames. Sizes the buffers
+    that every pair of actors registers."""
+
+    timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds an attention actor waits for an answer before the step fails."""
+
+
+class FrontendSpec(_Section):
+    """The OpenAI-compatible HTTP server."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to listen on; 0.0.0.0 for every interface."""
+
+    port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port to listen on."""
+
+    replicas: int = Field(default=1, ge=1, le=64)
+    """Ray Serve replicas."""
+
+    cpus: float = Field(default=0.25, ge=0)
+    """Logical CPUs that Ray reserves per replica."""
+
+    api_keys_env: str | None = Field(default="AFFLUX_API_KEYS", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable with the API keys, separated by commas. When it is unset
+    or empty, or this is null, every request is let in. Keys themselves never go into a spec."""
+
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of vLLM's OpenAI server by vLLM's own names (enable_auto_tool_choice, ...)."""
+
+    @field_validator("engine")
+    @classmethod
+    def _server_is_not_ours(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        for name, value in engine.items():
+            _refuse_owned(name, value, OWNED_FRONTEND_ARGS)
+        return engine
+
+
+class SLOSpec(_Section):
+    """Service level targets; reported now, steered by once the autoscaler is on."""
+
+    ttft_s: float = Field(default=2.0, gt=0)
+    """Time to first token in seconds, queueing included."""
+
+    tpot_s: float = Field(default=0.2, gt=0)
+    """Time per output token after the first, in seconds."""
+
+    percentile: float = Field(default=0.9, gt=0, lt=1)
+    """Share of requests that must meet both."""
+
+
+class ClusterSpec(_Section):
+    """A whole deployment."""
+
+    name: str = Field(default="afflux", pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+    """Name of the deployment: lower case letters, digits and dashes, at most 40. Several may share
+    a Ray cluster under different names."""
+
+    model: ModelSpec
+    """The model to serve."""
+
+    attention: AttentionSpec = AttentionSpec()
+    """The actors that hold everything but the routed experts."""
+
+    ffn: FFNSpec = FFNSpec()
+    """The actors that hold the routed experts."""
+
+    transport: TransportSpec = TransportSpec()
+    """How they reach each other."""
+
+    lanes: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_LANES)] = "auto"
+    """Micro-batches that take turns, so that attention computes while experts are remote: auto
+    chooses for every step from measured times, a number fixes it (1 never splits)."""
+
+    frontend: FrontendSpec = FrontendSpec()
+    """The front door."""
+
+    slo: SLOSpec = SLOSpec()
+    """What a good answer is."""
+
+    startup_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds until a deployment that isn't ready counts as failed."""
+
+    @field_validator("lanes", mode="before")
+    @classmethod
+    def _lanes(cls, lanes: Any) -> Any:
+        number = isinstance(lanes, int) and not isinstance(lanes, bool)
+        if lanes == "auto" or (number and 1 <= lanes <= MAX_LANES):
+            return lanes
+        raise ValueError(f"expected auto, or a whole number from 1 to {MAX_LANES}")
+
+    @property
+    def served_name(self) -> str:
+        """The model name that clients use."""
+        return self.model.served_name or Path(self.model.path).name
+
+    def pool(self, role: Role) -> PoolSpec:
+        """The pool of ``role``."""
+        return self.attention if role == "attention" else self.ffn
+
+
+def load_spec(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ClusterSpec:
+    """Read, override and validate a spec.
+
+    Args:
+        path: a YAML file; None takes the spec of the embedded model.
+        overrides: texts ``a.b=c`` whose value is read as YAML, applied in order.
+
+    Returns:
+        the spec; ``model.path`` is absolute if the folder was found, else as it was written
+        (``preflight`` refuses it with the places that were tried).
+
+    Raises:
+        SpecError: with every problem in one text.
+    """
+    file = default_spec() if path is None else Path(path)
+    try:
+        data = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SpecError(f"cannot read the spec {file}: {reason}") from None
+    except ValueError as error:
+        raise SpecError(f"the spec {file} is not valid YAML\n  {error}") from None
+    return make_spec(data, overrides, file=file)
+
+
+def make_spec(data: Any, overrides: Sequence[str] = (), *, file: Path | None = None) -> ClusterSpec:
+    """``load_spec`` for data that has been parsed already; ``file`` is for paths and errors."""
+    name = f"the spec {file}" if file else "the spec"
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise SpecError(f"{name} holds {show(data)}; expected a mapping of keys to values")
+    for text in overrides:
+        try:
+            key, value = parse_override(text)
+            data = with_override(data, key, value)
+        except ValueError as error:
+            raise SpecError(f"cannot use --set {text}: {error}") from None
+    try:
+        spec = ClusterSpec.model_validate(data)
+    except ValidationError as error:
+        problems = explain(error, ClusterSpec, overrides)
+        raise SpecError(f"{name} cannot be used\n{problems}") from None
+    found, _ = find_model(spec.model.path, file)
+    if found is None:
+        return spec
+    model = spec.model.model_copy(update={"path": str(found)})
+    return spec.model_copy(update={"model": model})
+
+
+def _refuse_owned(name: str, value: Any, owned: dict[str, str]) -> None:
+    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+        plain = name.lstrip("-").replace("-", "_")
+        raise ValueError(f"{name} is no argument name of vLLM's Python API; write {plain}")
+    if name in owned:
+        raise ValueError(f"{name}: {show(value)} is not yours to set here; {owned[name]}")

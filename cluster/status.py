@@ -1,0 +1,88 @@
+"""What a cluster says about itself: the models behind ``afflux status`` and start-up progress.
+
+Plain data that crosses Ray and turns into JSON. Not for telemetry: numbers that change per step
+are metrics.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Role = Literal["attention", "ffn"]
+State = Literal[
+    "pending", "placed", "importing", "loading", "connected", "ready", "failed", "stopped"
+]
+Health = Literal["starting", "ready", "degraded", "failed", "stopped"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ActorEvent(_Model):
+    """One step of one actor's life, for progress displays.
+
+    ``actor`` is empty for an event of the whole cluster (e.g. "starting Ray"); ``seconds`` counts
+    from the start of the cluster; ``number`` grows by one per event of a manager.
+    """
+
+    actor: str
+    role: Role | None
+    state: State
+    detail: str = ""
+    seconds: float = 0.0
+    number: int = 0
+
+
+class ActorStatus(_Model):
+    """One attention or FFN actor as the manager last saw it."""
+
+    name: str
+    role: Role
+    state: State
+    node: str | None = None
+    node_ip: str | None = None
+    pid: int | None = None
+    placement_group: str | None = None
+    resources: dict[str, float] = Field(default_factory=dict)
+    experts: dict[int, int] | None = None
+    expert_total: int | None = None
+    allocated_bytes: int | None = None
+    peers: tuple[str, ...] = ()
+    detail: str = ""
+
+
+class ClusterStatus(_Model):
+    """The whole cluster; ``health`` is "degraded" when some but not all actors answer."""
+
+    name: str
+    url: str | None
+    health: Health
+    epoch: int | None
+    lanes: int | str
+    model: str
+    actors: tuple[ActorStatus, ...] = ()
+    detail: str = ""
+
+
+class ClusterHandle(_Model):
+    """What ``up`` hands back: where to send requests and how to find the cluster again."""
+
+    name: str
+    url: str
+    address: str
+    started_ray: bool
+    already_running: bool = False
+
+
+class DownReport(_Model):
+    """What ``down`` found and stopped. ``left`` must be empty: pids that outlived the deadline."""
+
+    name: str
+    found: bool
+    actors: tuple[str, ...] = ()
+    stopped_ray: bool = False
+    processes: int = 0
+    left: tuple[int, ...] = ()

@@ -1,0 +1,264 @@
+"""The HTTP surface with the ``openai`` SDK as the client, over attention and FFN actors."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+
+import httpx
+import openai
+import pytest
+
+MESSAGES = [{"role": "user", "content": "Tell me about the sea."}]
+
+
+def test_models(client: openai.OpenAI, model: str) -> None:
+    assert [entry.id for entry in client.models.list()] == [model]
+
+
+def test_chat(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=12, temperature=0
+    )
+    assert answer.choices[0].message.content
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    usage = answer.usage
+    assert usage is not None
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert usage.completion_tokens <= 12
+
+
+def test_greedy_answers_repeat(client: openai.OpenAI, model: str) -> None:
+    texts = {
+        client.completions.create(model=model, prompt="The sea", max_tokens=16, temperature=0)
+        .choices[0]
+        .text
+        for _ in range(3)
+    }
+    assert len(texts) == 1
+
+
+def test_stream_equals_whole_and_reports_usage(client: openai.OpenAI, model: str) -> None:
+    whole = client.completions.create(
+        model=model, prompt="Once upon a time", max_tokens=16, temperature=0
+    )
+    chunks = list(
+        client.completions.create(
+            model=model,
+            prompt="Once upon a time",
+            max_tokens=16,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    texts = [chunk.choices[0].text for chunk in chunks if chunk.choices]
+    assert "".join(texts) == whole.choices[0].text
+    assert len(texts) > 4, "tokens must arrive one by one"
+    assert chunks[-1].usage == whole.usage
+
+
+def test_chat_stream(client: openai.OpenAI, model: str) -> None:
+    stream = client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=8, temperature=0, stream=True
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+
+
+def test_logprobs(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=4, temperature=0, logprobs=True, top_logprobs=3
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.content
+    for token in logprobs.content:
+        assert token.logprob <= 0
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].logprob == pytest.approx(token.logprob), "greedy is the top"
+
+
+def test_stop_string(client: openai.OpenAI, model: str) -> None:
+    free = client.completions.create(model=model, prompt="The sea", max_tokens=16, temperature=0)
+    text = free.choices[0].text
+    stop = text[len(text) // 2 :][:3]
+    cut = client.completions.create(
+        model=model, prompt="The sea", max_tokens=16, temperature=0, stop=[stop]
+    )
+    assert cut.choices[0].finish_reason == "stop"
+    assert cut.choices[0].text == text[: text.index(stop)]
+
+
+def test_several_choices(client: openai.OpenAI, model: str) -> None:
+    answer = client.completions.create(
+        model=model, prompt="The sea", max_tokens=6, n=3, temperature=1.0, seed=7
+    )
+    assert sorted(choice.index for choice in answer.choices) == [0, 1, 2]
+    assert answer.usage is not None and answer.usage.completion_tokens <= 18
+
+
+def test_seed_repeats(client: openai.OpenAI, model: str) -> None:
+    def ask(seed: int) -> str:
+        answer = client.completions.create(
+            model=model, prompt="The sea", max_tokens=16, temperature=1.0, seed=seed
+        )
+        return answer.choices[0].text
+
+    assert ask(11) == ask(11)
+    assert len({ask(seed) for seed in range(4)}) > 1
+
+
+def test_structured_output(client: openai.OpenAI, model: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["ship", "storm"]}, "old": {"type": "boolean"}},
+        "required": ["kind", "old"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model=model,
+        messages=MESSAGES,
+        max_tokens=64,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}},
+    )
+    thing = json.loads(answer.choices[0].message.content or "")
+    assert thing["kind"] in ("ship", "storm") and isinstance(thing["old"], bool)
+
+
+def test_structured_choice(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=MESSAGES,
+        max_tokens=16,
+        extra_body={"structured_outputs": {"choice": ["north", "south"]}},
+    )
+    assert answer.choices[0].message.content in ("north", "south")
+
+
+def test_tokenize_round_trip(http: httpx.Client, model: str) -> None:
+    tokens = http.post("/tokenize", json={"model": model, "prompt": "The sea is wide."}).json()
+    assert tokens["count"] == len(tokens["tokens"]) > 0
+    text = http.post("/detokenize", json={"model": model, "tokens": tokens["tokens"]}).json()
+    assert text["prompt"].endswith("The sea is wide.")
+
+
+def test_health_and_metrics_need_no_key(url: str) -> None:
+    assert httpx.get(f"{url}/health").status_code == 200
+    metrics = httpx.get(f"{url}/metrics").text
+    assert "vllm:num_requests_running" in metrics
+
+
+# -- what must be refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "Basic a2V5"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/chat/completions", "/tokenize", "/invocations"]
+)
+def test_wrong_key(url: str, path: str, header: str | None) -> None:
+    headers = {"Authorization": header} if header else {}
+    answer = httpx.post(url + path, json={}, headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_wrong_key_in_the_sdk(url: str) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_prompt_too_long(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"(?i)maximum (context|model) length|longer"):
+        client.completions.create(model=model, prompt="sea " * 4000, max_tokens=4)
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"model": }', b"[1, 2", b'"text"'])
+def test_malformed_json(http: httpx.Client, body: bytes) -> None:
+    answer = http.post(
+        "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code in (400, 422)
+    assert answer.json()["error"]["message"]
+
+
+def test_unknown_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="no-such-model", messages=MESSAGES)
+
+
+def test_bad_parameters(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises((openai.BadRequestError, openai.UnprocessableEntityError)):
+        client.chat.completions.create(model=model, messages=MESSAGES, temperature=-3)
+
+
+def test_unknown_path(http: httpx.Client) -> None:
+    assert http.get("/v1/no-such-path").status_code == 404
+
+
+# -- many at once, and clients that go away --------------------------------------------------------
+
+
+async def _stream(client: openai.AsyncOpenAI, model: str, prompt: str, tokens: int) -> int:
+    stream = await client.completions.create(
+        model=model,
+        prompt=prompt,
+        max_tokens=tokens,
+        temperature=0,
+        stream=True,
+        extra_body={"ignore_eos": True},
+        stream_options={"include_usage": True},
+    )
+    count = 0
+    async for chunk in stream:
+        if chunk.usage is not None:
+            count = chunk.usage.completion_tokens
+    return count
+
+
+def test_many_streams(async_client: openai.AsyncOpenAI, model: str) -> None:
+    async def run() -> list[int]:
+        return await asyncio.gather(
+            *(_stream(async_client, model, f"Chapter {i}:", 8 + i) for i in range(24))
+        )
+
+    assert asyncio.run(run()) == [8 + i for i in range(24)]
+
+
+def test_disconnect_aborts_the_request(
+    async_client: openai.AsyncOpenAI, model: str, running: Callable[[], int]
+) -> None:
+    """A client that goes away must free its place in the engine, streaming or not."""
+
+    async def leave_a_stream() -> None:
+        stream = await async_client.completions.create(
+            model=model,
+            prompt="The sea",
+            max_tokens=900,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        async for _ in stream:
+            assert running() == 1
+            break
+        await stream.close()
+
+    async def leave_a_plain_request() -> None:
+        request = async_client.completions.create(
+            model=model, prompt="The sea", max_tokens=900, extra_body={"ignore_eos": True}
+        )
+        task = asyncio.create_task(request)
+        deadline = time.monotonic() + 10
+        while running() == 0 and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        assert running() == 1
+        task.cancel()
+        await asyncio.wait([task])
+
+    for leave in (leave_a_stream, leave_a_plain_request):
+        asyncio.run(leave())
+        deadline = time.monotonic() + 3.0
+        while running() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert running() == 0, f"{leave.__name__}: the engine still runs an abandoned request"
