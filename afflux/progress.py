@@ -1,0 +1,71 @@
+"""What ``afflux up`` shows while actors start: a table on a terminal, plain lines elsewhere."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cluster.status import ActorEvent
+
+STEPS = ("placed", "importing", "loading", "connected", "ready")
+
+
+class StartProgress:
+    """Give it to the launcher as ``on_event``; use it as a context manager.
+
+    On a terminal the newest event of every actor is one row of a table that is redrawn in place.
+    Elsewhere every event is a line as it comes, so that logs of a build show where time went.
+    """
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._newest: dict[str, ActorEvent] = {}
+        self._note = ""
+        self._live = Live(console=console, refresh_per_second=8, get_renderable=self._table)
+
+    def __enter__(self) -> "StartProgress":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, event: ActorEvent) -> None:
+        if event.actor:
+            self._newest[event.actor] = event
+        else:
+            self._note = event.detail or event.state
+        if not self._console.is_terminal:
+            what = f"{event.actor:<14} {event.state:<10}" if event.actor else f"{'cluster':<14}"
+            line = f"{event.seconds:6.1f}s  {what} {event.detail}".rstrip()
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, caption=self._note or None, caption_justify="left")
+        for title in ("actor", *STEPS, "seconds", ""):
+            table.add_column(title, justify="right" if title == "seconds" else "left", no_wrap=True)
+        for name in sorted(self._newest):
+            event = self._newest[name]
+            table.add_row(name, *_ticks(event.state), f"{event.seconds:.1f}", event.detail)
+        return table
+
+
+def _ticks(state: str) -> list[str]:
+    """One cell per step: done, under way, or still to come."""
+    if state in ("failed", "stopped"):
+        return [f"[red]{state}[/]", *[""] * (len(STEPS) - 1)]
+    if state not in STEPS:  # waiting for a place
+        return ["[yellow]…[/]", *["[dim]·[/]"] * (len(STEPS) - 1)]
+    reached = STEPS.index(state)
+    cells = ["[green]✓[/]"] * reached + ["[dim]·[/]"] * (len(STEPS) - reached)
+    # "placed", "connected" and "ready" are done when they are reported; the others just began.
+    cells[reached] = "[yellow]…[/]" if state in ("importing", "loading") else "[green]✓[/]"
+    return cells
