@@ -54,6 +54,7 @@ class AttentionActor:
         self._thread: threading.Thread | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outboxes: dict[int, asyncio.Queue[Any]] = {}
+        self._listened: set[int] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
 
@@ -199,10 +200,10 @@ class AttentionActor:
 
     async def outputs(self, client_index: int) -> AsyncIterator[Any]:
         """Stream of ``EngineCoreOutputs`` for one client. A new call takes over from an old one."""
-        previous = self._outboxes.pop(client_index, None)
-        if previous is not None:
-            previous.put_nowait(_END)
-        outbox = self._outbox(client_index)
+        if client_index in self._listened:
+            self._outboxes.pop(client_index).put_nowait(_END)
+        self._listened.add(client_index)
+        outbox = self._outbox(client_index)  # with what came before anybody listened
         while True:
             message = await outbox.get()
             if message is _END:

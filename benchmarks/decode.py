@@ -35,7 +35,7 @@ def _engine_args(eager: bool) -> dict[str, Any]:
         "max_num_batched_tokens": 2048,
         "enforce_eager": eager,
         "enable_prefix_caching": False,
-        "kv_cache_memory_bytes": 1 << 30,
+        "kv_cache_memory_bytes": 3 << 29,
     }
 
 
@@ -97,7 +97,7 @@ def measure(
     model: str,
     *,
     batches: Sequence[int] = BATCHES,
-    tokens: int = 48,
+    tokens: int = 20,
     repeats: int = 3,
     eager_only: bool = False,
 ) -> dict[str, Any]:

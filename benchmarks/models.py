@@ -8,17 +8,17 @@ BALANCED: dict[str, Any] = {
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "head_dim": 64,
-    "moe_intermediate_size": 128,
+    "moe_intermediate_size": 160,
     "num_experts": 32,
     "num_experts_per_tok": 4,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 24,
 }
 """Attention and FFN times near equal on one core each at the batches the benchmark looks at."""
 
 FFN_HEAVY: dict[str, Any] = BALANCED | {
-    "num_attention_heads": 8,
     "num_key_value_heads": 2,
-    "moe_intermediate_size": 384,
+    "moe_intermediate_size": 512,
+    "num_hidden_layers": 8,
 }
 """FFN time dominates: what elastic sizing would answer with more FFN actors."""
 
