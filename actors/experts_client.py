@@ -151,12 +151,7 @@ class ExpertsClient:
             PeerLost: the transport says that a holder is gone.
             AffluxError: no table was adopted, or it lacks this layer.
         """
-        now = time.perf_counter()
         lane = current_lane()
-        resumed = self._resumed.get(lane)
-        if resumed is not None:
-            self.stats.compute_seconds += now - resumed
-            self.chooser.times.attention.add(x.shape[0], now - resumed)
         if self.table is None:
             raise AffluxError(
                 "no expert table: the manager has not published one to this attention actor",
@@ -170,6 +165,11 @@ class ExpertsClient:
             )
         ticket = Ticket(lane, layer, self._step, x, weights.to(torch.float32), ids.to(torch.int32))
         self._send_chunk(ticket)
+        resumed = self._resumed.get(lane)
+        if resumed is not None:  # what one more lane costs this side, the hop's own work included
+            spent = time.perf_counter() - resumed
+            self.stats.compute_seconds += spent
+            self.chooser.times.attention.add(x.shape[0], spent)
         return ticket
 
     def _send_chunk(self, ticket: Ticket) -> None:
@@ -249,16 +249,16 @@ class ExpertsClient:
         began = time.perf_counter()
         while True:
             self._await(ticket)
-            self._measure(ticket)
+            answered = time.perf_counter()
+            self._measure(ticket, answered)
             out = self._add_up(ticket)
             if ticket.stop == ticket.x.shape[0]:
                 break
             ticket.chunk += 1
             self._send_chunk(ticket)
         self._flying.pop(ticket.lane, None)
-        now = time.perf_counter()
-        self.stats.wait_seconds += now - began
-        self._resumed[ticket.lane] = now
+        self.stats.wait_seconds += answered - began
+        self._resumed[ticket.lane] = answered
         return out
 
     def _await(self, ticket: Ticket) -> None:
@@ -324,9 +324,9 @@ class ExpertsClient:
         target.copy_(total)
         return ticket.out
 
-    def _measure(self, ticket: Ticket) -> None:
+    def _measure(self, ticket: Ticket, answered: float) -> None:
         rows = ticket.stop - ticket.start
-        elapsed = time.perf_counter() - ticket.sent_at
+        elapsed = answered - ticket.sent_at
         slowest = 0.0
         for part in ticket.parts:
             header = part.answer.header  # type: ignore[union-attr]

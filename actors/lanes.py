@@ -5,9 +5,11 @@ experts, ``LaneChooser`` decides how many lanes pay, from measured times. Nothin
 the wire: a lane is any function that calls ``yield_lane`` where it would wait.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import log2
 from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -103,48 +105,67 @@ def run(work: Sequence[Callable[[], Any]], enter: Callable[[int], None]) -> list
     return results
 
 
-@dataclass
-class LineFit:
-    """Running fit of ``t = a * n + b`` with exponential forgetting (a, b >= 0).
+class SizeTimes:
+    """Measured seconds by batch size: a running mean per size class, lines in between.
 
-    ``n`` is tokens, ``t`` seconds. Until two different ``n`` were seen the line is flat: no guess
-    is made of how time shrinks with the batch.
+    Classes are half powers of two, so one class holds what a decode batch drifts through. A single
+    line for all sizes would forget the sizes that are not in use just now, and they are what a
+    decision about splitting needs.
+
+    Args:
+        gain: weight of a new measurement.
     """
 
-    forget: float = 0.98
-    weight: float = 0.0
-    mean_n: float = 0.0
-    mean_t: float = 0.0
-    var_n: float = 0.0
-    cov: float = 0.0
+    def __init__(self, gain: float = 0.05):
+        self.gain = gain
+        self._means: dict[int, tuple[float, float]] = {}  # class -> mean tokens, mean seconds
 
     def add(self, n: float, t: float) -> None:
-        """Take in one measurement."""
-        self.weight = self.forget * self.weight + 1.0
-        gain = 1.0 / self.weight
-        dn, dt = n - self.mean_n, t - self.mean_t
-        self.mean_n += gain * dn
-        self.mean_t += gain * dt
-        self.var_n = (1 - gain) * (self.var_n + gain * dn * dn)
-        self.cov = (1 - gain) * (self.cov + gain * dn * dt)
+        """Take in that ``n`` tokens (> 0) took ``t`` seconds."""
+        key = _size_class(n)
+        if key not in self._means:
+            self._means[key] = (n, t)
+            return
+        mean_n, mean_t = self._means[key]
+        self._means[key] = (mean_n + self.gain * (n - mean_n), mean_t + self.gain * (t - mean_t))
+
+    def knows(self, n: float) -> bool:
+        """Whether something of about this size was measured."""
+        return _size_class(n) in self._means
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was measured yet."""
+        return not self._means
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """(tokens, seconds) by rising size."""
+        return sorted(self._means.values())
 
     def __call__(self, n: float) -> float:
-        """Predicted seconds at ``n`` tokens."""
-        if self.var_n <= 1e-9 * max(1.0, self.mean_n**2):
-            return self.mean_t
-        slope = max(0.0, self.cov / self.var_n)
-        if slope * self.mean_n > self.mean_t:  # the intercept can't be negative
-            slope = self.mean_t / self.mean_n
-        return self.mean_t + slope * (n - self.mean_n)
+        """Predicted seconds at ``n`` tokens; flat outside of a single point, 0.0 when empty."""
+        points = self.points
+        if not points:
+            return 0.0
+        if len(points) == 1:
+            return points[0][1]
+        place = min(max(bisect_left(points, (n,)), 1), len(points) - 1)
+        (n0, t0), (n1, t1) = points[place - 1], points[place]
+        return max(0.0, t0 + (t1 - t0) * (n - n0) / (n1 - n0))
+
+
+def _size_class(n: float) -> int:
+    return round(2 * log2(n))
 
 
 @dataclass
 class StageTimes:
-    """Per layer and lane frame: attention, FFN compute and wire seconds, as lines of tokens."""
+    """Per layer and lane frame: attention, FFN compute and wire seconds, by tokens."""
 
-    attention: LineFit = field(default_factory=LineFit)
-    ffn: LineFit = field(default_factory=LineFit)
-    transfer: LineFit = field(default_factory=LineFit)
+    attention: SizeTimes = field(default_factory=SizeTimes)
+    ffn: SizeTimes = field(default_factory=SizeTimes)
+    transfer: SizeTimes = field(default_factory=SizeTimes)
 
     def layer_seconds(self, tokens: int, lanes: int) -> float:
         """Predicted time of one layer for a step of ``tokens`` in ``lanes`` equal lanes.
@@ -162,8 +183,9 @@ class LaneChooser:
     """Chooses how many lanes a step gets.
 
     A fixed number is obeyed as far as there are requests. ``None`` is automatic: the number with
-    the shortest predicted layer time wins, fewer lanes on a near tie; where the times at the batch
-    sizes that a split would give have never been seen, one step in ``explore_every`` tries it.
+    the shortest predicted layer time wins, fewer lanes on a near tie. A split whose lane size was
+    never measured is tried once, and one step in ``explore_every`` tries a split again, so that
+    the times stay true.
     """
 
     def __init__(
@@ -201,11 +223,14 @@ class LaneChooser:
         if self.fixed is not None:
             return max(1, min(self.fixed, requests))
         most = min(self.max_lanes, requests // self.min_requests_per_lane)
-        if most < 2 or self.times.ffn.weight == 0:
+        if most < 2 or self.times.ffn.empty:
             return 1
         self._steps += 1
+        for lanes in range(2, most + 1):
+            if not self.times.ffn.knows(tokens / lanes):
+                return lanes
         if self._steps % self.explore_every == 0:
-            return 2
+            return 2 + self._steps // self.explore_every % (most - 1)
         best, best_time = 1, self.times.layer_seconds(tokens, 1) * (1 - self.margin)
         for lanes in range(2, most + 1):
             predicted = self.times.layer_seconds(tokens, lanes)

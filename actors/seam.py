@@ -48,6 +48,19 @@ class Seam:
         cls.client = None
 
 
+def _experts(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, layer: int) -> torch.Tensor:
+    client = Seam.client
+    if client is None:
+        return torch.zeros_like(x)
+    return client.combine(client.dispatch(layer, x, weights, ids))
+
+
+def _experts_fake(
+    x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, layer: int
+) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
 def _dispatch(
     x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, layer: int
 ) -> torch.Tensor:
@@ -102,6 +115,8 @@ def _opaque_op(name: str, function: Callable[..., Any], fake: Callable[..., Any]
 
 
 _library = torch.library.Library("afflux", "DEF")
+_opaque_op("experts", _experts, _experts_fake)
+# the same in two halves, for what can be computed while the answer is on its way
 _opaque_op("dispatch", _dispatch, _dispatch_fake)
 _opaque_op("combine", _combine, _combine_fake)
 
@@ -153,9 +168,9 @@ class RemoteMethod(FusedMoEMethodBase):
             [T, H] in the dtype of ``x``.
         """
         # .default: the overload itself; the packet around it would go through pybind11 (_opaque_op)
-        ticket = torch.ops.afflux.dispatch.default(x, topk_weights, topk_ids, layer.layer)
         if shared_experts is None:
-            return torch.ops.afflux.combine.default(ticket, x)
+            return torch.ops.afflux.experts.default(x, topk_weights, topk_ids, layer.layer)
+        ticket = torch.ops.afflux.dispatch.default(x, topk_weights, topk_ids, layer.layer)
         shared_experts(shared_experts_input, SharedExpertsOrder.MK_INTERNAL_OVERLAPPED)
         # Another lane may enter this layer before the answer is here, and vLLM keeps one output per
         # layer: take ours out for the time of the wait.

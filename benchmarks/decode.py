@@ -154,9 +154,9 @@ def measure(
                     "ffn_utilisation": busy / wall,
                     "attention_wait_share": facts["wait_seconds"]
                     / max(1e-9, facts["wait_seconds"] + facts["compute_seconds"]),
-                    "lanes": facts["lanes"][-1],
+                    "lanes": statistics.mode(facts["lanes"]),
                     "same_requests": same / batch,
-                    "fits": facts["fits"],
+                    "stage_seconds": facts["stage_seconds"],
                     "hops": facts["hops"],
                 }
             )

@@ -9,7 +9,7 @@ BALANCED: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 64,
     "moe_intermediate_size": 160,
-    "num_experts": 32,
+    "num_experts": 16,
     "num_experts_per_tok": 4,
     "num_hidden_layers": 24,
 }

@@ -127,7 +127,7 @@ class SplitEngine(_Engine):
         return {
             **vars(engine.client.stats),
             "lanes": list(engine.chooser.recent),
-            "fits": {stage: (fit.mean_n, fit.mean_t) for stage, fit in vars(times).items()},
+            "stage_seconds": {stage: sizes.points for stage, sizes in vars(times).items()},
             "hops": engine.endpoint.hops(),
             "weight_bytes": engine.weight_bytes,
             "expert_parameters": sorted(

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -104,6 +105,31 @@ def test_a_frozen_ffn_actor_fails_the_step_after_its_deadline(deployment):
         os.kill(frozen, signal.SIGCONT)
     # late answers to the failed step are ignored, and the engine goes on
     assert attention.generate(prompts(VOCAB)[:4], 6).tokens == expected
+
+
+@pytest.mark.timeout(300)
+def test_two_attention_engines_share_a_pool(deployment):
+    second = attention_process(
+        AttentionConfig("attention-1", deployment.model, "float32", ARGS, lanes=1, timeout_s=5.0)
+    )
+    try:
+        deployment.pool.connect(second, "attention-1")
+        second.adopt(deployment.pool.table)
+        deployment.attention.adopt(deployment.pool.table)
+        with ThreadPoolExecutor(2) as both:
+            runs = [
+                both.submit(engine.generate, prompts(VOCAB), 12)
+                for engine in (deployment.attention, second)
+            ]
+            first, other = (run.result() for run in runs)
+        assert first.errors == other.errors == []
+        assert first.tokens == other.tokens
+        assert {peer for info in deployment.pool.info() for peer in info["peers"]} == {
+            "attention-0",
+            "attention-1",
+        }
+    finally:
+        second.kill()
 
 
 @pytest.mark.timeout(300)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import lanes
-from actors.lanes import LaneChooser, LineFit, StageTimes
+from actors.lanes import LaneChooser, SizeTimes, StageTimes
 
 token_counts = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 
@@ -77,30 +77,44 @@ def test_a_failing_lane_unwinds_the_others():
 
 
 @given(st.floats(1e-6, 1e-2), st.floats(0, 1e-2))
-def test_line_fit_recovers_a_line(slope, intercept):
-    fit = LineFit()
+def test_size_times_recover_a_line(slope, intercept):
+    times = SizeTimes()
     for n in [8, 64, 32, 128, 16, 64] * 5:
-        fit.add(n, slope * n + intercept)
-    assert fit(256) == pytest.approx(slope * 256 + intercept, rel=1e-6)
+        times.add(n, slope * n + intercept)
+    assert times(256) == pytest.approx(slope * 256 + intercept, rel=1e-6)
+    assert times(48) == pytest.approx(slope * 48 + intercept, rel=1e-6)
 
 
-def test_line_fit_with_one_size_seen_is_flat():
-    fit = LineFit()
+def test_size_times_with_one_size_seen_are_flat():
+    times = SizeTimes()
     for _ in range(3):
-        fit.add(64, 2e-3)
-    assert fit(8) == fit(640) == pytest.approx(2e-3)
+        times.add(64, 2e-3)
+    assert times(8) == times(640) == pytest.approx(2e-3)
+    assert times.knows(60)
+    assert not times.knows(32)
 
 
-def test_line_fit_never_predicts_below_a_line_through_the_origin():
-    fit = LineFit()
-    for n, t in [(10, 1e-3), (100, 20e-3)]:
-        fit.add(n, t)
-    assert 0 <= fit(1) <= 2e-4
+def test_size_times_remember_a_size_that_is_not_in_use():
+    times = SizeTimes()
+    times.add(64, 1e-3)
+    for _ in range(10_000):
+        times.add(128, 2e-3)
+    assert times(64) == pytest.approx(1e-3)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4096), st.floats(0, 1)), max_size=40), st.integers(1, 9999)
+)
+def test_size_times_are_never_negative(measured, n):
+    times = SizeTimes()
+    for size, seconds in measured:
+        times.add(size, seconds)
+    assert times(n) >= 0
 
 
 def stage_times(attention, ffn, transfer) -> StageTimes:
     times = StageTimes()
-    for n in (8, 32, 128, 64, 256):
+    for n in (8, 11, 16, 23, 32, 43, 64, 90, 128, 181, 256):
         for fit, (slope, intercept) in (
             (times.attention, attention),
             (times.ffn, ffn),
@@ -147,3 +161,15 @@ def test_an_impossible_number_is_refused():
 
 def test_unknown_times_mean_one_lane():
     assert LaneChooser(None).choose(256, 256) == 1
+
+
+def test_a_split_that_was_never_measured_is_tried_once():
+    chooser = LaneChooser(None, max_lanes=3)
+    times = chooser.times
+    times.attention.add(120, 1e-3)
+    times.ffn.add(120, 1e-3)
+    assert chooser.choose(120, 120) == 2
+    times.ffn.add(60, 1e-3)
+    assert chooser.choose(120, 120) == 3
+    times.ffn.add(40, 1e-3)
+    assert chooser.choose(120, 120) == 1  # nothing shrinks with the batch: splitting can't pay
