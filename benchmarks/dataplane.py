@@ -13,8 +13,8 @@ turn, so that other load on the machine hits all alike:
               huge pages: what our frames cost beyond the transport they use
     memcpy    one copy of x
 
-``bandwidth_ratio_8mib`` is in place against the *faster* of the two raw ones: what frames cost on
-the wire. ``..._with_copies`` is ours, three 8 MiB copies included, against NIXL's defaults.
+``bandwidth_ratio_8mib`` is in place against raw, ``..._to_tuned_raw`` against tuned, and
+``..._with_copies`` is ours, three 8 MiB copies included, against raw.
 
 Figures are the least of the rounds' medians, because this may run beside other work; the median
 over all rounds is in ``details``. Not a benchmark of expert kernels: see ``decode``.
@@ -345,8 +345,8 @@ def run(
         moved = geometry.layout(LARGEST, LARGEST * TOP_K, True).nbytes
         moved += geometry.answer_bytes(LARGEST)
         summary |= {
-            "bandwidth_ratio_8mib": min(large["raw"], large["tuned"]) / large["in_place"],
-            "bandwidth_ratio_8mib_to_default_raw": large["raw"] / large["in_place"],
+            "bandwidth_ratio_8mib": large["raw"] / large["in_place"],
+            "bandwidth_ratio_8mib_to_tuned_raw": large["tuned"] / large["in_place"],
             "bandwidth_ratio_8mib_with_copies": large["raw"] / large["ours"],
             "bandwidth_gb_s_8mib": moved / large["in_place"] / 1e3,
             "raw_bandwidth_gb_s_8mib": moved / large["raw"] / 1e3,

@@ -33,7 +33,8 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 pip install "uv==0.13.8" || say "no uv; going on with pip"
 install() {
   if [ -x "$venv/bin/uv" ]; then
-    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps "$@" &&
+    # compiled now, on all cores, rather than by every process of the first start
+    "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" --no-deps "$@" &&
       return
     say "uv failed; trying again with pip"
   fi
