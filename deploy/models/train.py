@@ -427,7 +427,8 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Train the verse model.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "verse")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4000, help="length of the schedule")
+    parser.add_argument("--stop", type=int, help="end after this step of the schedule")
     parser.add_argument("--batch", type=int, default=8, help="blocks per step")
     parser.add_argument("--length", type=int, default=256, help="tokens per block")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -495,7 +496,8 @@ def main() -> None:
     print({k: v for k, v in record.items() if k != "log"}, flush=True)
     stream = blocks(texts, chats, tokenizer, args.length, args.share, rng)
     began, mark, seen, losses = time.time(), time.time(), 0, []
-    bar = tqdm(range(1, args.steps + 1), mininterval=5)
+    last = args.stop or args.steps
+    bar = tqdm(range(1, last + 1), mininterval=5)
     for step in bar:
         batch = torch.tensor([next(stream) for _ in range(args.batch)])
         with autocast():
@@ -511,7 +513,7 @@ def main() -> None:
         schedule.step()
         seen += batch.numel()
         losses.append(loss.item())
-        if step % args.log_every == 0 or step in (1, args.steps):
+        if step % args.log_every == 0 or step in (1, last):
             speed = len(losses) * batch.numel() / (time.time() - mark)
             val_loss, shares = held_out(model, val)
             row = {
@@ -531,7 +533,7 @@ def main() -> None:
             )
             print(row, flush=True)
             losses, mark = [], time.time()
-        if step % args.save_every == 0 and step < args.steps:
+        if step % args.save_every == 0 and step < last:
             save(model, tokenizer, args.out, record)
     save(model, tokenizer, args.out, record)
     plot(record, args.out / "loss.png")
