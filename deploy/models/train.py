@@ -535,6 +535,8 @@ def main() -> None:
             losses, mark = [], time.time()
         if step % args.save_every == 0 and step < last:
             save(model, tokenizer, args.out, record)
+    val_loss, record["expert_shares"] = held_out(model, val)
+    record["saved"] = {"step": last, "tokens": seen, "val_loss": round(val_loss, 4)}
     save(model, tokenizer, args.out, record)
     plot(record, args.out / "loss.png")
     record["samples"] = answers(args.out, args.seed)
