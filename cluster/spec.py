@@ -185,6 +185,18 @@ class FFNSpec(PoolSpec):
     max: int = Field(default=8, ge=1)
     """The most that scaling may make."""
 
+    min_replicas: int = Field(default=1, ge=1)
+    """FFN actors that hold each expert, at least. With 2, the loss of one actor is not felt: its
+    frames go to the other holder at once."""
+
+    redundant_experts: int = Field(default=0, ge=0)
+    """Further copies per layer, given to the experts with the highest measured load, so that their
+    load is shared (vLLM's num_redundant_experts)."""
+
+    expert_memory_gib: float | None = Field(default=None, gt=0)
+    """The most GiB of expert weights that one actor may hold; null sets no limit. Copies that don't
+    fit are left out; a change under which an expert would have no holder is refused."""
+
 
 class TransportSpec(_Section):
     """The data plane between attention and FFN actors."""
@@ -197,7 +209,8 @@ class TransportSpec(_Section):
     that every pair of actors registers."""
 
     timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds an attention actor waits for an answer before the step fails."""
+    """Seconds an attention actor waits for an answer before it takes the FFN actor for lost and
+    asks another holder."""
 
 
 class FrontendSpec(_Section):
@@ -219,6 +232,15 @@ class FrontendSpec(_Section):
     """Name of the environment variable with the API keys, separated by commas. When it is unset
     or empty, or this is null, every request is let in. Keys themselves never go into a spec."""
 
+    max_requests: int = Field(default=1024, ge=1)
+    """Requests that one replica has in hand, running or waiting; beyond it, HTTP 429."""
+
+    admin_keys_env: str | None = Field(
+        default="AFFLUX_ADMIN_KEYS", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"
+    )
+    """Name of the environment variable with the keys for /admin (scale, retire, flip, ...),
+    separated by commas. When it is unset or empty, or this is null, /admin is closed."""
+
     engine: dict[str, Any] = Field(default_factory=dict)
     """Arguments of vLLM's OpenAI server by vLLM's own names (enable_auto_tool_choice, ...)."""
 
@@ -228,6 +250,60 @@ class FrontendSpec(_Section):
         for name, value in engine.items():
             _refuse_owned(name, value, OWNED_FRONTEND_ARGS)
         return engine
+
+
+class MembershipSpec(_Section):
+    """How actors come and go while serving."""
+
+    replace_lost: bool = True
+    """Start an actor in place of one that was lost."""
+
+    silence_s: float = Field(default=5.0, gt=0)
+    """Seconds without a sign of life after which an actor counts as lost. (An FFN actor that leaves
+    a frame unanswered is lost after transport.timeout_s; an ended process at once.)"""
+
+    wait_s: float = Field(default=60.0, gt=0)
+    """Seconds that requests wait for lost experts or for any attention actor; then HTTP 503."""
+
+    drain_s: float = Field(default=10.0, ge=0)
+    """Seconds that a retiring attention actor may go on with its requests; what is left then goes
+    on at another actor."""
+
+    prepare_s: float = Field(default=120.0, gt=0)
+    """Seconds that a change may take to start processes, load weights and connect; then it is
+    rolled back."""
+
+    commit_s: float = Field(default=10.0, gt=0)
+    """Seconds within which every attention actor must have adopted a new expert table; one that has
+    not counts as lost."""
+
+
+class LineSpec(_Section):
+    """Seconds as a line: a_s per unit of load, and b_s."""
+
+    a_s: float = Field(default=0.0, ge=0)
+    """Seconds per unit of load."""
+
+    b_s: float = Field(default=0.0, ge=0)
+    """Seconds whatever the load."""
+
+
+class EmulateSpec(_Section):
+    """Emulated devices: every stage of a layer lasts at least its modelled time, by sleeping.
+
+    For trying out ratios with more actors than the machine has cores. Control plane, data plane and
+    tokens are real; times are the model's wherever the machine is quicker. The lines are t_A, t_F
+    and t_C of arXiv 2601.21351, per layer.
+    """
+
+    attention: LineSpec = LineSpec()
+    """One layer's attention of one lane; the load is the sum of its requests' context tokens."""
+
+    ffn: LineSpec = LineSpec()
+    """One kernel call of an FFN actor; the load is its (token, expert) pairs."""
+
+    transfer: LineSpec = LineSpec()
+    """One frame one way; the load is its bytes."""
 
 
 class SLOSpec(_Section):
@@ -269,8 +345,18 @@ class ClusterSpec(_Section):
     frontend: FrontendSpec = FrontendSpec()
     """The front door."""
 
+    warm_workers: int = Field(default=1, ge=0, le=64)
+    """Processes kept ready without a role: everything is imported, so that starting or flipping an
+    actor takes about the time of loading weights. Each takes main memory and no device."""
+
+    membership: MembershipSpec = MembershipSpec()
+    """How actors come and go."""
+
     slo: SLOSpec = SLOSpec()
     """What a good answer is."""
+
+    emulate: EmulateSpec | None = None
+    """Emulated devices; null uses the real ones."""
 
     startup_timeout_s: float = Field(default=300.0, gt=0)
     """Seconds until a deployment that isn't ready counts as failed."""

@@ -14,6 +14,7 @@ Role = Literal["attention", "ffn"]
 State = Literal[
     "pending", "placed", "importing", "loading", "connected", "ready", "failed", "stopped"
 ]
+Phase = Literal["queued", "prepare", "commit", "release", "done", "noop", "rolled_back"]
 Health = Literal["starting", "ready", "degraded", "failed", "stopped"]
 
 
@@ -52,6 +53,32 @@ class ActorStatus(_Model):
     allocated_bytes: int | None = None
     peers: tuple[str, ...] = ()
     detail: str = ""
+
+
+class ChangeReport(_Model):
+    """One change of the membership: what was asked, how far it is, what it did.
+
+    ``started_at`` is Unix time; ``seconds`` holds the duration of each phase that has ended and
+    ``total``. ``epoch`` is the expert table's after the commit. A ``noop`` asked for what is so
+    already; a ``rolled_back`` change says why in ``error`` and left the old table serving.
+    """
+
+    number: int
+    verb: Literal["start", "scale", "retire", "flip", "rebalance", "repair", "replace"]
+    text: str
+    phase: Phase
+    started_at: float
+    seconds: dict[str, float] = Field(default_factory=dict)
+    epoch: int | None = None
+    started: tuple[str, ...] = ()
+    retired: tuple[str, ...] = ()
+    moved_experts: int = 0
+    error: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will happen to it."""
+        return self.phase in ("done", "noop", "rolled_back")
 
 
 class ClusterStatus(_Model):
