@@ -4,17 +4,24 @@ Builds the engine in this process, binds the seam to an ``ExpertsClient``, and o
 an actor needs: add, abort, step. One engine per process (vLLM's own registries are per process).
 """
 
+import logging
 import os
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors import replay
+from actors.emulate import Emulation
 from actors.errors import AffluxError
 from actors.lanes import MAX_LANES, LaneChooser
 from actors.table import ExpertTable
 from actors.transport.endpoint import Endpoint, Offer
 from actors.transport.geometry import Geometry
+
+logger = logging.getLogger(__name__)
 
 # What afflux decides itself; a spec that sets one of these is refused at the door.
 OWNED_ENGINE_ARGS = frozenset(
@@ -49,6 +56,9 @@ class AttentionConfig:
         max_frame_tokens: rows per dispatch frame.
         timeout_s: deadline of a frame.
         ucx_tls: UCX transport list, or None for UCX's own choice.
+        wait_s: how long a step that lost its experts waits for a newer expert table.
+        emulate: modelled times of attention and wire, or None for the real ones alone.
+        threads: torch threads of the engine; None leaves torch's choice.
     """
 
     name: str
@@ -59,6 +69,9 @@ class AttentionConfig:
     max_frame_tokens: int = 512
     timeout_s: float = 10.0
     ucx_tls: str | None = None
+    wait_s: float = 60.0
+    emulate: Emulation | None = None
+    threads: int | None = None
 
 
 class AttentionEngine:
@@ -161,24 +174,40 @@ class AttentionEngine:
             self.chooser,
             max_tokens=self.config.max_frame_tokens,
             timeout=self.config.timeout_s,
+            wait_s=self.config.wait_s,
+            emulate=self.config.emulate,
         )
         Seam.bind(self.client)
+        runner = self.core.model_executor.driver_worker.worker.model_runner
+        runner.emitted_of = self._emitted_of
 
-    # -- peers and table -------------------------------------------------------------------------
+    # -- peers and table (callable from any thread) ----------------------------------------------
 
     def offer(self, peer: str) -> Offer:
         """This side's half of a connection with ``peer``."""
         return self.endpoint.offer(peer)
 
     def connect(self, offer: Offer) -> None:
-        """Complete a connection. Raises PeerMismatch when the peer serves something else."""
-        self.endpoint.connect(offer)
+        """Complete a connection.
 
-    def adopt(self, table: ExpertTable) -> None:
-        """Use ``table`` from the next step on.
+        A peer that the table in use names may get frames at once: connect its side first.
 
         Raises:
-            AffluxError: the table's layers are not the layers of this model.
+            PeerMismatch: the peer serves something else.
+        """
+        self.endpoint.connect(offer)
+        self.client.peer_joined(offer.name)
+
+    def disconnect(self, peer: str) -> None:
+        """Forget a peer; a step that waits for it asks others instead."""
+        self.endpoint.disconnect(peer)
+
+    def adopt(self, table: ExpertTable) -> "Future[int]":
+        """Use ``table`` from the next step on; the future gives the epoch once it is in use.
+
+        Raises:
+            AffluxError: the table's layers are not the layers of this model, or see
+                ``Adoption.adopt``.
         """
         from actors.seam import Seam
 
@@ -189,14 +218,39 @@ class AttentionEngine:
                 f"MoE layers are {mine}",
                 code="bad_table",
             )
-        self.client.adopt(table)
+        return self.client.adopt(table)
 
     # -- requests --------------------------------------------------------------------------------
 
-    def add(self, request: Any) -> None:
-        """Queue an ``EngineCoreRequest``."""
-        prepared, wave = self.core.preprocess_add_request(request)
-        self.core.add_request(prepared, wave)
+    def add(self, request: Any, emitted: Sequence[int] = ()) -> None:
+        """Queue an ``EngineCoreRequest``, to go on after the tokens ``emitted`` elsewhere.
+
+        Raises:
+            ReplayError: it can't go on from them.
+        """
+        self.admit(self.prepare(request), emitted)
+
+    def prepare(self, request: Any) -> Any:
+        """vLLM's ``Request``; its grammar, if it has one, is being compiled on another thread."""
+        prepared, _ = self.core.preprocess_add_request(request)
+        return prepared
+
+    def admit(self, prepared: Any, emitted: Sequence[int] = ()) -> None:
+        """Queue what ``prepare`` made; see ``add``."""
+        old = self.core.scheduler.requests.get(prepared.request_id)
+        if old is not None and not old.resumable:
+            self.abort([prepared.request_id])  # its client has started it again
+        replay.restore(self.core, prepared, emitted)
+        self.core.add_request(prepared)
+
+    def abort_client(self, client_index: int) -> None:
+        """Forget every request of a client."""
+        requests = self.core.scheduler.requests.values()
+        self.abort([r.request_id for r in requests if r.client_index == client_index])
+
+    def _emitted_of(self, request_id: str) -> Sequence[int]:
+        request = self.core.scheduler.requests.get(request_id)
+        return () if request is None or request.resumable else request.output_token_ids
 
     def abort(self, request_ids: list[str]) -> None:
         """Forget requests; unknown ids are ignored."""
@@ -211,9 +265,9 @@ class AttentionEngine:
     def step(self) -> dict[int, Any]:
         """One engine step. Returns ``EngineCoreOutputs`` per client index.
 
-        When the step fails (an FFN actor is gone or silent) every unfinished request ends with
-        finish reason ``error``; the engine can go on with new requests. The exception is kept in
-        ``last_error``.
+        When the step fails (experts without a holder, and no newer table in time) every unfinished
+        request ends with finish reason ``error`` and the stop reason "[code] text"; the engine can
+        go on with new requests. The exception is kept in ``last_error``.
         """
         try:
             outputs, executed = self.core.step_fn()
@@ -231,6 +285,8 @@ class AttentionEngine:
         from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
         from vllm.v1.request import RequestStatus
 
+        code = error.code if isinstance(error, AffluxError) else "step_failed"
+        reason = f"[{code}] {error}"
         scheduler = self.core.scheduler
         lost = list(scheduler.requests.values())
         scheduler.finish_requests(
@@ -238,6 +294,10 @@ class AttentionEngine:
         )
         if self.core.batch_queue:
             self.core.batch_queue.clear()
+        # vLLM enters a prompt's blocks into the prefix cache when it schedules them, and this step
+        # never filled them: whoever hit them would read what lay there before.
+        if not scheduler.reset_prefix_cache():
+            logger.error("the prefix cache could not be emptied after a failed step")
         by_client: dict[int, list[str]] = defaultdict(list)
         for request in lost:
             by_client[request.client_index].append(request.request_id)
@@ -245,7 +305,7 @@ class AttentionEngine:
             client: EngineCoreOutputs(
                 outputs=[
                     EngineCoreOutput(
-                        request_id, [], finish_reason=FinishReason.ERROR, stop_reason=str(error)
+                        request_id, [], finish_reason=FinishReason.ERROR, stop_reason=reason
                     )
                     for request_id in ids
                 ],

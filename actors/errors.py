@@ -62,6 +62,12 @@ class PeerRefused(AffluxError):
     code = "peer_refused"
 
 
+class StepInterrupted(AffluxError):
+    """A step can't be finished under its expert table; a newer one may help."""
+
+    code = "no_holder"
+
+
 class UnsupportedModel(AffluxError):
     """The model has no routed experts that can be served remotely."""
 

@@ -1,54 +1,34 @@
 """The attention side of the remote call: a layer's pairs to FFN actors, their answers added up.
 
-Knows the expert table and the endpoint; knows nothing of vLLM. One object per attention process,
-used from the one thread that runs the engine's steps. A step never waits longer than its deadline
-for a frame: the error then names the layer, the peer and the last frame heard from it.
+Knows the endpoint and what ``adoption`` says about the expert table; knows nothing of vLLM. One
+object per attention process, used from the one thread that runs the engine's steps (``adopt``,
+``peer_joined`` and ``stop`` from any). A frame has a deadline; a holder that misses it, is lost or
+refuses is masked, and what it did not answer goes to the other holders at once. Where there are
+none the step is interrupted; the runner repeats it under a newer table.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from actors.errors import AffluxError, PeerTimeout
+from actors.adoption import Adoption, Fault
+from actors.emulate import Emulation, sleep_rest
+from actors.errors import AffluxError, PeerLost, PeerRefused, PeerTimeout, StepInterrupted
 from actors.lanes import LaneChooser, current_lane, yield_lane
+from actors.routing import shares
 from actors.table import ExpertTable
+from actors.tickets import Part, Ticket
 from actors.transport.backoff import Backoff
 from actors.transport.endpoint import Arrival, Endpoint
 from actors.transport.frame import FrameHeader
 
 PROBE_SECONDS = 0.02
-
-
-@dataclass(slots=True)
-class Part:
-    """What one FFN actor was asked in one chunk of a ticket."""
-
-    actor: str
-    rows: torch.Tensor | None  # rows of the chunk that the answer belongs to; None = all of them
-    answer: Arrival | None = None
-
-
-@dataclass(slots=True)
-class Ticket:
-    """One layer of one lane on its way through the experts."""
-
-    lane: int
-    layer: int
-    step: int
-    x: torch.Tensor
-    weights: torch.Tensor
-    ids: torch.Tensor
-    out: torch.Tensor | None = None
-    start: int = 0  # first row of the chunk in flight
-    stop: int = 0
-    chunk: int = 0
-    parts: list[Part] = field(default_factory=list)
-    missing: int = 0
-    sent_at: float = 0.0
-    deadline: float = 0.0
+_NAP_SECONDS = 2e-4  # of a lane that waits for an emulated wire; others may be due before it
+_NOT_HELD = frozenset({"unknown_expert", "unknown_layer"})
 
 
 @dataclass
@@ -58,6 +38,8 @@ class ClientStats:
     steps: int = 0
     frames: int = 0
     tokens: int = 0
+    resent: int = 0
+    interrupted: int = 0
     compute_seconds: float = 0.0
     wait_seconds: float = 0.0
 
@@ -70,71 +52,99 @@ class ExpertsClient:
         chooser: told the measured stage times, so that it can choose lanes.
         max_tokens: rows per frame; longer batches travel in several.
         timeout: seconds that a frame may take from dispatch to combine.
+        wait_s: seconds that an interrupted step waits for a newer table.
+        emulate: modelled times of attention and wire, or None for the real ones alone.
     """
 
     def __init__(
-        self, endpoint: Endpoint, chooser: LaneChooser, *, max_tokens: int, timeout: float
+        self,
+        endpoint: Endpoint,
+        chooser: LaneChooser,
+        *,
+        max_tokens: int,
+        timeout: float,
+        wait_s: float = 60.0,
+        emulate: Emulation | None = None,
     ):
         self.endpoint = endpoint
         self.chooser = chooser
         self.max_tokens = max_tokens
         self.timeout = timeout
+        self.emulate = emulate
         self.stats = ClientStats()
-        self.table: ExpertTable | None = None
-        self._pending: ExpertTable | None = None
-        # layer -> sole holder of all its experts, or the index of the holder of each expert
-        self._sole: dict[int, str | None] = {}
-        self._owner: dict[int, np.ndarray] = {}
-        self._actors: tuple[str, ...] = ()
+        self.adoption = Adoption(endpoint, wait_s)
         self._step = 0
         self._lanes = 1
         self._flying: dict[int, Ticket] = {}  # lane -> ticket
+        # (actor, lane) -> the unanswered frame in its slots. Neither our send slot nor the
+        # receive slot may be used for another frame before the answer is here.
+        self._owed: dict[tuple[str, int], Part] = {}
         self._parked: dict[int, Ticket] = {}
         self._park_number = 0
         self._resumed: dict[int, float] = {}
+        self._began: dict[int, float] = {}
+        self._context: dict[int, int] = {}
         self._last_heard: dict[str, FrameHeader] = {}
         self._backoff = Backoff()
 
-    # -- table ---------------------------------------------------------------------------------
+    # -- any thread ----------------------------------------------------------------------------
 
-    def adopt(self, table: ExpertTable) -> None:
-        """Use ``table`` from the next step on. Callable from any thread."""
-        self._pending = table
+    def adopt(self, table: ExpertTable) -> "Future[int]":
+        """Use ``table`` from the next step on; see ``Adoption.adopt``."""
+        return self.adoption.adopt(table)
+
+    def peer_joined(self, peer: str) -> None:
+        """A peer was connected; if it was masked it is used again from the next step on."""
+        self.adoption.joined(peer)
+
+    def stop(self) -> None:
+        """End a wait for a table; the step in progress fails."""
+        self.adoption.stop()
 
     @property
     def epoch(self) -> int:
         """Epoch in use; 0 before the first table."""
-        return self.table.epoch if self.table else 0
+        return self.adoption.epoch
 
-    def _use(self, table: ExpertTable) -> None:
-        unknown = [a for a in table.actors if a not in self.endpoint.peers]
-        if unknown:
-            raise AffluxError(
-                f"expert table of epoch {table.epoch} names {unknown}, but this attention actor is "
-                f"connected to {sorted(self.endpoint.peers)} only; connect them first",
-                code="unknown_peer",
-            )
-        self._actors = table.actors
-        index = {actor: i for i, actor in enumerate(self._actors)}
-        for layer, experts in table.holders.items():
-            first = [holders[0] for holders in experts]
-            self._sole[layer] = first[0] if len(set(first)) == 1 else None
-            self._owner[layer] = np.array([index[a] for a in first], dtype=np.int64)
-        self.table = table
+    @property
+    def table(self) -> ExpertTable | None:
+        """The table in use."""
+        return self.adoption.table
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Newest faults, oldest first."""
+        return list(self.adoption.faults)
+
+    def on_fault(self, callback: Callable[[Fault], None] | None) -> None:
+        """Have ``callback`` called on the engine's thread with every new fault."""
+        self.adoption.on_fault = callback
 
     # -- one step ------------------------------------------------------------------------------
 
     def begin_step(self, lane_count: int) -> None:
         """Start a step: adopt a pending table, forget what an earlier failed step left behind."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            self._use(pending)
+        before = self.adoption.version
+        self.adoption.use_pending()
+        if before != self.adoption.version:
+            self._forget_gone()
         self._step += 1
         self._lanes = lane_count
         self._flying.clear()
         self._parked.clear()
         self._resumed.clear()
         self.stats.steps += 1
+
+    def begin_lane(self, context: int) -> None:
+        """The running lane starts its forward pass; ``context`` is its requests' tokens so far."""
+        lane = current_lane()
+        self._began[lane] = time.perf_counter()
+        self._context[lane] = context
+
+    def await_change(self, interrupted: StepInterrupted) -> None:
+        """Wait until a repetition of an interrupted step may succeed; see ``Adoption``."""
+        self.stats.interrupted += 1
+        self.adoption.await_change(interrupted)
 
     def dispatch(
         self, layer: int, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor
@@ -148,92 +158,41 @@ class ExpertsClient:
             ids: [T, K] global expert ids.
 
         Raises:
-            PeerLost: the transport says that a holder is gone.
+            StepInterrupted: an expert that is asked for has no live holder.
             AffluxError: no table was adopted, or it lacks this layer.
         """
         lane = current_lane()
-        if self.table is None:
+        routes = self.adoption.routes
+        if routes is None:
             raise AffluxError(
                 "no expert table: the manager has not published one to this attention actor",
                 code="no_table",
             )
-        if layer not in self._owner:
+        if layer not in routes.layers:
             raise AffluxError(
                 f"layer {layer} is not in the expert table of epoch {self.epoch}, which has layers "
-                f"{self.table.layers}",
+                f"{routes.table.layers}",
                 code="no_layer",
             )
-        ticket = Ticket(lane, layer, self._step, x, weights.to(torch.float32), ids.to(torch.int32))
-        self._send_chunk(ticket)
         resumed = self._resumed.get(lane)
+        if self.emulate is not None:
+            began = self._began.get(lane, 0.0) if resumed is None else resumed
+            sleep_rest(began, self.emulate.attention(self._context.get(lane, 0)))
+        ticket = Ticket(
+            lane,
+            layer,
+            self._step,
+            routes.table.epoch,
+            x,
+            weights.to(torch.float32),
+            ids.to(torch.int32),
+        )
+        self._send_chunk(ticket)
         if resumed is not None:  # what one more lane costs this side, the hop's own work included
             spent = time.perf_counter() - resumed
             self.stats.compute_seconds += spent
             self.chooser.times.attention.add(x.shape[0], spent)
         return ticket
-
-    def _send_chunk(self, ticket: Ticket) -> None:
-        start, stop = ticket.stop, min(ticket.stop + self.max_tokens, ticket.x.shape[0])
-        ticket.start, ticket.stop = start, stop
-        whole = stop - start == ticket.x.shape[0]
-        x = ticket.x if whole else ticket.x[start:stop]
-        ids = ticket.ids if whole else ticket.ids[start:stop]
-        weights = ticket.weights if whole else ticket.weights[start:stop]
-        ticket.parts = []
-        ticket.sent_at = time.perf_counter()
-        ticket.deadline = ticket.sent_at + self.timeout
-        self._flying[ticket.lane] = ticket
-        sole = self._sole[ticket.layer]
-        if sole is not None:
-            ticket.parts.append(Part(sole, None))
-            ticket.missing = 1
-            self._post(ticket, sole, x, ids, weights, None)
-            return
-        # Host-side routing: the pair lists are small next to the hidden states.
-        owner = self._owner[ticket.layer][ids.cpu().numpy()]
-        sends = list(_by_owner(owner))
-        ticket.missing = len(sends)
-        for index, pairs, rows, local in sends:
-            actor = self._actors[index]
-            complete = len(rows) == x.shape[0]
-            part = Part(actor, None if complete else torch.from_numpy(rows).to(x.device))
-            ticket.parts.append(part)
-            slot = self.endpoint.send_views(actor, ticket.lane, len(rows), len(pairs), dense=False)
-            slot_x, slot_ids, slot_weights, slot_rows = slot
-            assert slot_rows is not None  # not dense
-            if part.rows is None:
-                slot_x.copy_(x)
-            else:
-                torch.index_select(x, 0, part.rows, out=slot_x)
-            picked = torch.from_numpy(pairs).to(x.device)
-            torch.index_select(ids.reshape(-1), 0, picked, out=slot_ids)
-            torch.index_select(weights.reshape(-1), 0, picked, out=slot_weights)
-            slot_rows.copy_(torch.from_numpy(local))
-            self._post(ticket, actor, *slot)
-
-    def _post(
-        self,
-        ticket: Ticket,
-        actor: str,
-        x: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        rows: torch.Tensor | None,
-    ) -> None:
-        self.stats.frames += 1
-        self.stats.tokens += x.shape[0]
-        self.endpoint.dispatch(
-            actor,
-            ticket.lane,
-            layer=ticket.layer,
-            step=ticket.step,
-            epoch=self.epoch,
-            x=x,
-            ids=ids,
-            weights=weights,
-            rows=rows,
-            chunk=ticket.chunk,
-        )
 
     def combine(self, ticket: Ticket) -> torch.Tensor:
         """Wait for a ticket's answers, letting other lanes run meanwhile, and add them up.
@@ -242,9 +201,8 @@ class ExpertsClient:
             [T, H] in the dtype of the dispatched rows.
 
         Raises:
-            PeerTimeout: an actor did not answer within the deadline.
-            PeerRefused: an actor answered with an error.
-            PeerLost: the transport says that an actor is gone.
+            StepInterrupted: an actor refused the epoch, or pairs have no live holder left.
+            PeerRefused: an actor could not compute a frame.
         """
         began = time.perf_counter()
         while True:
@@ -254,53 +212,282 @@ class ExpertsClient:
             out = self._add_up(ticket)
             if ticket.stop == ticket.x.shape[0]:
                 break
-            ticket.chunk += 1
             self._send_chunk(ticket)
         self._flying.pop(ticket.lane, None)
         self.stats.wait_seconds += answered - began
         self._resumed[ticket.lane] = answered
         return out
 
+    # -- sending -------------------------------------------------------------------------------
+
+    def _send_chunk(self, ticket: Ticket) -> None:
+        start, stop = ticket.stop, min(ticket.stop + self.max_tokens, ticket.x.shape[0])
+        ticket.start, ticket.stop = start, stop
+        if stop - start == ticket.x.shape[0]:
+            ticket.piece = (ticket.x, ticket.ids, ticket.weights)
+        else:
+            ticket.piece = (
+                ticket.x[start:stop],
+                ticket.ids[start:stop],
+                ticket.weights[start:stop],
+            )
+        ticket.parts = []
+        ticket.sent_at = time.perf_counter()
+        ticket.deadline = ticket.sent_at + self.timeout
+        ticket.version = self.adoption.version
+        self._flying[ticket.lane] = ticket
+        self._send(ticket, None)
+        if ticket.version != self.adoption.version:
+            self._reroute(ticket)
+
+    def _send(self, ticket: Ticket, pairs: np.ndarray | None) -> None:
+        """Send pairs of the chunk (flat indices, ascending; None: all) to their holders."""
+        route = self.adoption.routes.layers[ticket.layer]  # type: ignore[union-attr]
+        actors = self.adoption.routes.actors  # type: ignore[union-attr]
+        if pairs is None and route.sole is not None:
+            self._post(ticket, Part(actors[route.sole]))
+        else:
+            # Host-side routing: the pair lists are small next to the hidden states.
+            ids = ticket.piece[1].cpu().numpy()
+            tokens, top_k = ids.shape
+            owners = route.owners(ids, self._step, pairs)
+            if not route.complete and (owners < 0).any():
+                asked = ids.reshape(-1) if pairs is None else ids.reshape(-1)[pairs]
+                raise self._no_holder(ticket, sorted(set(asked[owners < 0].tolist())))
+            for share in shares(owners, top_k, pairs):
+                whole = len(share.rows) == tokens
+                rows = None if whole else torch.from_numpy(share.rows).to(ticket.x.device)
+                self._post(ticket, Part(actors[share.owner], share, rows))
+        ticket.chunk += 1
+
+    def _post(self, ticket: Ticket, part: Part) -> None:
+        """Add a part to a ticket and send it, or queue it behind its slot's earlier frame."""
+        part.step, part.layer, part.chunk = ticket.step, ticket.layer, ticket.chunk
+        ticket.parts.append(part)
+        ticket.missing += 1
+        self._launch(ticket, part)
+
+    def _launch(self, ticket: Ticket, part: Part) -> None:
+        actor, lane = part.actor, ticket.lane
+        slot = (actor, lane)
+        part.sent_at = time.perf_counter()
+        part.deadline = part.sent_at + self.timeout
+        if slot in self._owed and self._still_owed(slot):
+            ticket.queued.append(part)
+            ticket.disturbed = True
+            return
+        for other in ticket.parts if ticket.chunk else ():  # its answer lies in the same slot
+            if other.actor == actor and other.partial is not None:
+                other.partial = other.partial.clone()
+        x, ids, weights = ticket.piece
+        share, rows = part.share, None
+        try:
+            if share is not None:
+                slot_x, slot_ids, slot_weights, rows = self.endpoint.send_views(
+                    actor, lane, len(share.rows), len(share.pairs), dense=False
+                )
+                assert rows is not None  # not dense
+                if part.rows is None:
+                    slot_x.copy_(x)
+                else:
+                    torch.index_select(x, 0, part.rows, out=slot_x)
+                picked = torch.from_numpy(share.pairs).to(x.device)
+                torch.index_select(ids.reshape(-1), 0, picked, out=slot_ids)
+                torch.index_select(weights.reshape(-1), 0, picked, out=slot_weights)
+                rows.copy_(torch.from_numpy(share.local))
+                x, ids, weights = slot_x, slot_ids, slot_weights
+            part.session = self.endpoint.dispatch(
+                actor,
+                lane,
+                layer=part.layer,
+                step=part.step,
+                epoch=ticket.epoch,
+                x=x,
+                ids=ids,
+                weights=weights,
+                rows=rows,
+                chunk=part.chunk,
+            )
+        except PeerLost as error:
+            self._mask_lost(ticket, actor, error)
+            return
+        except PeerTimeout as error:  # its slot is stuck
+            self.adoption.mask(actor, "silent", self._detail(ticket, actor, error.message))
+            return
+        self._owed[slot] = part
+        self.stats.frames += 1
+        self.stats.tokens += x.shape[0]
+        if self.emulate is not None:
+            tokens = x.shape[0]
+            back = self.endpoint.geometry.answer_bytes(tokens)
+            out = back + ids.numel() * (8 if rows is None else 12)
+            part.wire_s = self.emulate.transfer(out) + self.emulate.transfer(back)
+            ticket.ready_at = max(ticket.ready_at, part.sent_at + part.wire_s)
+
+    def _still_owed(self, slot: tuple[str, int]) -> bool:
+        """Whether the earlier frame's answer may still come: not when the peer came anew."""
+        if self.endpoint.session(slot[0]) == self._owed[slot].session:
+            return True
+        del self._owed[slot]
+        return False
+
+    def _send_queued(self, ticket: Ticket) -> None:
+        queued, ticket.queued = ticket.queued, []
+        for part in queued:
+            self._launch(ticket, part)
+
+    def _forget_gone(self) -> None:
+        """Drop what is kept for peers that left or came anew."""
+        self._owed = {
+            slot: part
+            for slot, part in self._owed.items()
+            if self.endpoint.session(slot[0]) == part.session
+        }
+        peers = {*self.endpoint.peers, *self.adoption.masked}
+        self._last_heard = {a: h for a, h in self._last_heard.items() if a in peers}
+
+    # -- when a holder fails -------------------------------------------------------------------
+
+    def _reroute(self, ticket: Ticket) -> None:
+        """Send what masked holders did not answer to others."""
+        while ticket.version != self.adoption.version:
+            ticket.version = self.adoption.version
+            masked = self.adoption.masked
+            bad = [p for p in ticket.parts if p.partial is None and p.actor in masked]
+            if not bad:
+                continue
+            ticket.parts = [part for part in ticket.parts if part not in bad]
+            ticket.queued = [part for part in ticket.queued if part not in bad]
+            ticket.missing -= len(bad)
+            ticket.disturbed = True
+            self.stats.resent += len(bad)
+            pairs = [part.share.pairs for part in bad if part.share is not None]
+            whole = len(pairs) < len(bad)
+            self._send(ticket, None if whole else np.sort(np.concatenate(pairs)))
+            waiting = [part.deadline for part in ticket.parts if part.partial is None]
+            ticket.deadline = min(waiting, default=ticket.deadline)
+
+    def _expire(self, ticket: Ticket, now: float) -> None:
+        """Mask the holders whose deadline has passed."""
+        ticket.deadline = now + self.timeout
+        for part in ticket.parts:
+            if part.partial is not None:
+                continue
+            if now <= part.deadline:
+                ticket.deadline = min(ticket.deadline, part.deadline)
+                continue
+            rows = ticket.stop - ticket.start if part.share is None else len(part.share.rows)
+            text = f"no answer from {part.actor}, {rows} tokens, within {self.timeout:g} s"
+            self.adoption.mask(part.actor, "silent", self._detail(ticket, part.actor, text))
+
+    def _probe(self, ticket: Ticket) -> None:
+        """A peer that died with our frame in its slot says nothing: touch it."""
+        for part in ticket.parts:
+            if part.partial is not None or part in ticket.queued:
+                continue
+            try:
+                session = self.endpoint.probe(part.actor)
+            except PeerLost as error:
+                self._mask_lost(ticket, part.actor, error)
+            else:
+                if session != part.session:  # disconnected and connected anew meanwhile
+                    self._launch(ticket, part)
+
+    def _mask_lost(self, ticket: Ticket, actor: str, error: PeerLost) -> None:
+        self.adoption.mask(actor, "lost", self._detail(ticket, actor, error.message))
+
+    def _detail(self, ticket: Ticket, actor: str, what: str) -> str:
+        heard = self._last_heard.get(actor)
+        return (
+            f"{what} (layer {ticket.layer} of step {ticket.step}, lane {ticket.lane}; "
+            f"last frame from {actor}: {heard.describe() if heard else 'none'})"
+        )
+
+    def _no_holder(self, ticket: Ticket, absent: list[int]) -> StepInterrupted:
+        reasons = "; ".join(
+            f"{fault.peer} {fault.kind}: {fault.detail}" for fault in self.adoption.masked.values()
+        )
+        return StepInterrupted(
+            f"experts {absent} of layer {ticket.layer} have no live holder under epoch "
+            f"{self.epoch}: {reasons}"
+        )
+
+    def _refused(self, ticket: Ticket, arrival: Arrival) -> AffluxError | None:
+        """What a refusal means for the step; None when the other holders can help."""
+        code, text = arrival.error or ("", "")
+        what = f"{arrival.peer} refused ({code}): {text}"
+        detail = self._detail(ticket, arrival.peer, what)
+        if code == "stale_epoch":
+            return StepInterrupted(detail, code=code)
+        if code not in _NOT_HELD:
+            return PeerRefused(detail)
+        self.adoption.mask(arrival.peer, "refused", detail)
+        return None
+
+    # -- waiting -------------------------------------------------------------------------------
+
     def _await(self, ticket: Ticket) -> None:
         self._backoff.reset()
         next_probe = ticket.sent_at + PROBE_SECONDS
-        while ticket.missing:
+        while True:
+            if ticket.version != self.adoption.version:
+                self._reroute(ticket)
+            if ticket.queued:
+                self._send_queued(ticket)
+            if not ticket.missing and (
+                self.emulate is None or time.perf_counter() >= ticket.ready_at
+            ):
+                return
             if self._take_arrivals():
                 self._backoff.reset()
                 continue
             now = time.perf_counter()
-            if now > ticket.deadline:
-                self._raise_timeout(ticket)
-            if now > next_probe:  # a peer that died with our frame in its slot says nothing
+            if now > ticket.deadline and ticket.missing:
+                self._expire(ticket, now)
+                continue
+            if now > next_probe:
                 next_probe = now + PROBE_SECONDS
-                for part in ticket.parts:
-                    if part.answer is None:
-                        self.endpoint.probe(part.actor)
+                self._probe(ticket)
+                if ticket.version != self.adoption.version:
+                    continue
             sent = self.stats.frames
             yield_lane()
-            if self.stats.frames == sent:  # the other lanes wait as well, or there are none
-                self._backoff.pause()
-            else:
+            if self.stats.frames != sent:
                 self._backoff.reset()
+            elif now < ticket.ready_at:  # the other lanes wait as well, or there are none
+                time.sleep(min(ticket.ready_at - now, _NAP_SECONDS))
+            else:
+                self._backoff.pause()
 
     def _take_arrivals(self) -> bool:
         arrivals = self.endpoint.poll()
+        failure: AffluxError | None = None
         for arrival in arrivals:
             header = arrival.header
             self._last_heard[arrival.peer] = header
-            ticket = self._flying.get(header.lane)
+            slot = (arrival.peer, header.lane)
+            part = self._owed.get(slot)
             if (
-                ticket is None
-                or header.step != ticket.step
-                or header.layer != ticket.layer
-                or header.chunk != ticket.chunk
+                part is None
+                or header.step != part.step
+                or header.layer != part.layer
+                or header.chunk != part.chunk
             ):
-                continue  # a late answer to a step that has failed
-            arrival.raise_if_refused()
-            for part in ticket.parts:
-                if part.actor == arrival.peer and part.answer is None:
-                    part.answer = arrival
-                    ticket.missing -= 1
+                continue  # nobody waits for it
+            del self._owed[slot]
+            ticket = self._flying.get(header.lane)
+            if ticket is None or part not in ticket.parts:
+                continue  # a late answer: its holder was masked or its step has failed
+            if arrival.error is not None:
+                failure = self._refused(ticket, arrival) or failure
+                continue
+            part.header, part.partial = header, arrival.x
+            ticket.missing -= 1
+            if self.emulate is not None:  # the wire delays the question, hence all that follows
+                at_peer = (header.reply_ns - header.recv_ns) * 1e-9
+                ticket.ready_at = max(ticket.ready_at, part.sent_at + part.wire_s + at_peer)
+        if failure is not None:  # only now: every arrival has to be taken in
+            raise failure
         return bool(arrivals)
 
     def _add_up(self, ticket: Ticket) -> torch.Tensor:
@@ -311,12 +498,12 @@ class ExpertsClient:
         target = ticket.out if whole else ticket.out[ticket.start : ticket.stop]
         first = ticket.parts[0]
         if len(ticket.parts) == 1 and first.rows is None:
-            target.copy_(first.answer.x)  # type: ignore[union-attr]
+            target.copy_(first.partial)  # type: ignore[arg-type]
             return ticket.out
         # In float32 and in the table's order: one rounding, and the same sum whoever is first.
         total = torch.zeros((rows, ticket.x.shape[1]), dtype=torch.float32, device=ticket.x.device)
         for part in ticket.parts:
-            partial = part.answer.x.to(torch.float32)  # type: ignore[union-attr]
+            partial = part.partial.to(torch.float32)  # type: ignore[union-attr]
             if part.rows is None:
                 total += partial
             else:
@@ -325,29 +512,18 @@ class ExpertsClient:
         return ticket.out
 
     def _measure(self, ticket: Ticket, answered: float) -> None:
+        if ticket.disturbed:
+            return
         rows = ticket.stop - ticket.start
         elapsed = answered - ticket.sent_at
         slowest = 0.0
         for part in ticket.parts:
-            header = part.answer.header  # type: ignore[union-attr]
-            slowest = max(slowest, (header.end_ns - header.start_ns) * 1e-9)
+            header = part.header
+            slowest = max(slowest, (header.end_ns - header.start_ns) * 1e-9)  # type: ignore[union-attr]
         times = self.chooser.times
         times.ffn.add(rows, slowest)
         if self._lanes == 1:  # with several lanes the answer may have waited for our own turn
             times.transfer.add(rows, max(0.0, elapsed - slowest))
-
-    def _raise_timeout(self, ticket: Ticket) -> None:
-        silent = [part.actor for part in ticket.parts if part.answer is None]
-        heard = "; ".join(
-            f"last frame from {actor}: "
-            + (self._last_heard[actor].describe() if actor in self._last_heard else "none")
-            for actor in silent
-        )
-        raise PeerTimeout(
-            f"no answer from {', '.join(silent)} for layer {ticket.layer} of step {ticket.step}, "
-            f"lane {ticket.lane}, {ticket.stop - ticket.start} tokens, within {self.timeout:g} s "
-            f"({heard})"
-        )
 
     # -- tickets inside a compiled graph ----------------------------------------------------------
 
@@ -360,26 +536,3 @@ class ExpertsClient:
     def unpark(self, number: int) -> Ticket:
         """Take back a parked ticket."""
         return self._parked.pop(number)
-
-
-def _by_owner(
-    owner: np.ndarray,
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Group the pairs of a chunk by the FFN actor that owns their expert.
-
-    Args:
-        owner: [T, K] index of the owner of each (token, expert) pair.
-
-    Yields:
-        (owner, pairs, rows, local): flat indices of its pairs [P], the rows of the chunk that they
-        belong to [R] int64 without repeats, and for each pair its place in ``rows`` [P] int32.
-    """
-    top_k = owner.shape[1]
-    flat = owner.reshape(-1)
-    for index in np.unique(flat):
-        pairs = np.nonzero(flat == index)[0]
-        of_row = pairs // top_k  # ascending, so repeats are neighbours
-        first = np.empty(len(of_row), dtype=bool)
-        first[:1] = True
-        np.not_equal(of_row[1:], of_row[:-1], out=first[1:])
-        yield int(index), pairs, of_row[first], (np.cumsum(first) - 1).astype(np.int32)

@@ -1,12 +1,14 @@
 """The FFN actor: answers frames with the partial sums of the experts it holds.
 
 ``FFNWorker`` is the loop (poll, board, compute, answer) on a thread of its own; ``FFNActor`` is
-what Ray calls. Neither keeps anything of a request: a frame that comes again is computed again.
+what Ray calls, from several threads. Neither keeps anything of a request: a frame that comes again
+is computed again. What is held may change while frames are served: ``grow`` and ``keep``.
 The wire is in ``transport/``, who rides with whom in ``boarding.py``, the kernels in ``shard.py``.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import platform
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 
 from actors.boarding import board
+from actors.emulate import Emulation, sleep_rest
 from actors.errors import AffluxError, FrameError, PeerLost, PeerTimeout
 from actors.transport.backoff import Backoff
 from actors.transport.geometry import MAX_LANES, Geometry
@@ -28,11 +31,15 @@ from actors.transport.hops import Histogram
 if TYPE_CHECKING:
     from actors.shard import ExpertShard
     from actors.transport.endpoint import Arrival, Endpoint, Offer
+    from actors.weights import WeightOffer, WeightSource
 
 logger = logging.getLogger(__name__)
 
 _STOP_DEADLINE_S = 10.0
 _FLUSH = 256
+_SAMPLE_STEPS = 8
+
+Experts = Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class FFNConfig:
     Args:
         name: actor name, unique among all peers.
         model: folder of the checkpoint.
-        experts: layer -> global ids of the experts to hold.
+        experts: layer -> global ids of the experts to hold at first.
         dtype: torch dtype name, or "auto" as vLLM takes it; equal on the attention side.
         max_frame_tokens: most tokens of a frame; equal on the attention side.
         lanes: most lanes of an attention peer; equal on the attention side.
@@ -51,11 +58,14 @@ class FFNConfig:
         engine_args: further engine arguments for vLLM.
         device: "cpu" or a CUDA device.
         ucx_tls: UCX transport list; None leaves UCX's choice.
+        offers: actors whose memory may be read instead of the checkpoint, see ``grow``.
+        emulate: an emulated device whose kernels take their modelled time.
+        epoch: frames under an older expert table are refused, see ``keep``.
     """
 
     name: str
     model: str
-    experts: Mapping[int, Sequence[int]]
+    experts: Experts
     dtype: str = "auto"
     max_frame_tokens: int = 512
     lanes: int = MAX_LANES
@@ -64,6 +74,9 @@ class FFNConfig:
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     ucx_tls: str | None = None
+    offers: Sequence[WeightOffer] = ()
+    emulate: Emulation | None = None
+    epoch: int = 0
 
 
 @dataclass
@@ -88,6 +101,8 @@ class FFNWorker:
         endpoint: where frames come from; peers may join and leave while the loop runs.
         merge_tokens: see ``FFNConfig``.
         threads: see ``FFNConfig``; set inside the loop's own thread.
+        emulate: see ``FFNConfig``.
+        epoch: see ``min_epoch``.
     """
 
     def __init__(
@@ -97,11 +112,19 @@ class FFNWorker:
         *,
         merge_tokens: int = 128,
         threads: int | None = None,
+        emulate: Emulation | None = None,
+        epoch: int = 0,
     ):
         self.shard = shard
         self.endpoint = endpoint
         self.stats = ServeStats()
+        self.min_epoch = epoch
+        """Frames of an older epoch are refused with ``stale_epoch``; may be set from any thread."""
         self.failure: BaseException | None = None
+        self.ended = threading.Event()
+        """Set when the loop has returned or died."""
+        self._emulated = emulate.ffn if emulate is not None else None
+        self._loads: dict[int, np.ndarray] = {}
         self._merge_tokens = merge_tokens
         self._threads = threads
         self._waiting: list[Arrival] = []
@@ -137,8 +160,8 @@ class FFNWorker:
 
     def serve(self) -> None:
         """The loop itself; returns after ``stop``, or with ``failure`` set."""
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        # Set even when it is the default: a loader on another thread changes the default meanwhile.
+        torch.set_num_threads(self._threads or torch.get_num_threads())
         backoff = Backoff()
         try:
             with torch.inference_mode():
@@ -150,6 +173,8 @@ class FFNWorker:
         except BaseException as error:
             logger.exception("the serving loop died")
             self.failure = error
+        finally:
+            self.ended.set()
 
     def turn(self) -> bool:
         """Take in what has arrived and serve the oldest ride; False when there was none.
@@ -185,8 +210,17 @@ class FFNWorker:
             "hops": {name: stage.snapshot() for name, stage in self._stages.items()},
         }
 
+    def loads(self) -> dict[int, list[int]]:
+        """Pairs per expert of each layer that was asked for, about: every eighth step counts for
+        eight. Callable from any thread."""
+        return {layer: counts.tolist() for layer, counts in sorted(self._loads.copy().items())}
+
     def _serve_ride(self, ride: list[Arrival]) -> None:
-        start = time.monotonic_ns()
+        if any(frame.header.epoch < self.min_epoch for frame in ride):
+            ride = self._refuse_stale(ride)
+            if not ride:
+                return
+        start, began = time.monotonic_ns(), time.perf_counter()
         try:
             self._compute(ride)
         except Exception as error:  # one bad frame must not end the loop
@@ -198,11 +232,16 @@ class FFNWorker:
             else:
                 self._refuse(ride[0], error)
             return
+        if self._emulated is not None:
+            pairs = sum(frame.header.pairs for frame in ride)
+            sleep_rest(began, self._emulated(pairs))
         end = time.monotonic_ns()
         stats = self.stats
         stats.rides += 1
         for frame in ride:
             header = frame.header
+            if header.step % _SAMPLE_STEPS == 0:
+                self._count(frame)
             stats.frames += 1
             stats.tokens += header.tokens
             stats.pairs += header.pairs
@@ -233,6 +272,29 @@ class FFNWorker:
         for out, part in zip(outs, result.split(sizes), strict=True):
             out.copy_(part)
 
+    def _count(self, frame: Arrival) -> None:
+        """Note which experts a frame asked for."""
+        if frame.ids is None:
+            return
+        layer = frame.header.layer
+        counts = self._loads.get(layer)
+        if counts is None:
+            counts = self._loads[layer] = np.zeros(self.shard.num_experts, dtype=np.int64)
+        # Its ids lie in the slot until the answer has left: count before that.
+        counts += _SAMPLE_STEPS * np.bincount(frame.ids.cpu().numpy().ravel(), None, len(counts))
+
+    def _refuse_stale(self, ride: list[Arrival]) -> list[Arrival]:
+        """The frames of a ride that may be computed; the others get an answer that says why."""
+        oldest, going = self.min_epoch, []
+        for frame in ride:
+            epoch = frame.header.epoch
+            if epoch >= oldest:
+                going.append(frame)
+                continue
+            text = f"frame of epoch {epoch}, this actor serves epoch {oldest} and later"
+            self._refuse(frame, FrameError(text, code="stale_epoch"))
+        return going
+
     def _refuse(self, frame: Arrival, error: Exception) -> None:
         self.stats.refused += 1
         if isinstance(error, FrameError):
@@ -262,6 +324,9 @@ class FFNActor:
         self._error: str | None = None
         self._config: FFNConfig | None = None
         self._worker: FFNWorker | None = None
+        self._source: WeightSource | None = None
+        self._note: dict[str, Any] | None = None
+        self._changing = threading.Lock()
 
     def start(self, config: FFNConfig) -> dict[str, Any]:
         """Load the experts and begin to serve; returns ``info()``.
@@ -281,6 +346,7 @@ class FFNActor:
         except BaseException as error:
             self.state, self._error = "failed", str(error)
             raise
+        _spare_the_collector()
         self._worker.start()
         self.state = "ready"
         return self.info()
@@ -289,16 +355,19 @@ class FFNActor:
         self.state = "importing"
         from actors.shard import ExpertShard
         from actors.transport.endpoint import Endpoint
+        from actors.weights import WeightSource
 
         self.state = "loading"
         shard = ExpertShard(
             config.model,
-            config.experts,
+            {},
             dtype=config.dtype,
             engine_args=config.engine_args,
             threads=config.threads,
             device=config.device,
         )
+        source = self._source = WeightSource(shard, config.name, config.ucx_tls)
+        source.grow(config.experts, config.offers, background=False)
         geometry = Geometry(
             hidden=shard.hidden,
             top_k=shard.top_k,
@@ -313,7 +382,98 @@ class FFNActor:
             device=config.device,
             ucx_tls=config.ucx_tls,
         )
-        return FFNWorker(shard, endpoint, merge_tokens=config.merge_tokens, threads=config.threads)
+        return FFNWorker(
+            shard,
+            endpoint,
+            merge_tokens=config.merge_tokens,
+            threads=config.threads,
+            emulate=config.emulate,
+            epoch=config.epoch,
+        )
+
+    def grow(self, experts: Experts, offers: Sequence[WeightOffer] = ()) -> dict[str, Any]:
+        """Hold these experts too; idempotent. Frames are served meanwhile.
+
+        Args:
+            experts: layer -> global ids.
+            offers: what other actors ``export``; read where that is expected to be quicker than
+                the checkpoint, which also has whatever can't be read.
+
+        Returns:
+            ``seconds``, ``bytes``, ``source`` and more, see ``WeightSource.grow``.
+
+        Raises:
+            CheckpointError, UnsupportedModel, ValueError: see ``ExpertShard.grow``.
+        """
+        source = self._running_source()
+        with self._changing:
+            return source.grow(experts, offers)
+
+    def export(self, experts: Experts) -> WeightOffer:
+        """Let others read these experts from this actor's memory, until ``unexport`` or for two
+        minutes; see ``WeightSource.export``.
+
+        Raises:
+            AffluxError: code ``nothing_to_export``.
+        """
+        return self._running_source().export(experts)
+
+    def unexport(self, token: str) -> bool:
+        """Take an offer back; False when it is unknown or has ended by itself."""
+        return self._running_source().unexport(token)
+
+    def keep(self, experts: Experts, epoch: int) -> dict[str, Any]:
+        """Drop every expert that is not named, and from now on refuse frames of older epochs.
+
+        Idempotent. The epoch counts at once: what is dropped is asked for by stale frames only.
+
+        Args:
+            experts: layer -> global ids, all held; a layer left out keeps none.
+            epoch: the oldest expert table that is still served.
+
+        Returns:
+            ``seconds`` and ``bytes`` of memory given back.
+
+        Raises:
+            AffluxError: code ``stale_epoch``; a newer epoch was kept before.
+            ValueError: an expert that is not held; nothing has changed then.
+        """
+        worker = self._running()
+        began = time.monotonic()
+        with self._changing:
+            if epoch < worker.min_epoch:
+                raise AffluxError(
+                    f"asked to keep experts for epoch {epoch}; this actor has moved on to epoch "
+                    f"{worker.min_epoch}",
+                    code="stale_epoch",
+                )
+            worker.shard.check_held(experts)
+            worker.min_epoch = epoch
+            nbytes = worker.shard.keep(experts)
+            return {"seconds": time.monotonic() - began, "bytes": nbytes}
+
+    def loads(self) -> dict[int, list[int]]:
+        """Pairs per expert of each layer since the start, see ``FFNWorker.loads``."""
+        return self._running().loads()
+
+    def watch(self, seen: int = 0, timeout_s: float = 2.0) -> dict[str, Any]:
+        """State and epoch; returns at once when the serving loop has ended, else after a while.
+
+        An FFN actor finds no faults in others: ``faults`` is empty and ``number`` is 0, for
+        whatever ``seen``.
+        """
+        if self._worker is not None:
+            self._worker.ended.wait(timeout_s)
+        elif self.state != "failed":
+            time.sleep(timeout_s)
+        state, error = self._health()
+        epoch = self._worker.min_epoch if self._worker is not None else None
+        return {"state": state, "error": error, "epoch": epoch, "faults": [], "number": 0}
+
+    def remember(self, note: Mapping[str, Any]) -> None:
+        """Keep a note of the manager's for its successor; the newest ``number`` wins."""
+        if self._note is None or note["number"] >= self._note["number"]:
+            self._note = dict(note)
 
     def offer(self, peer: str) -> Offer:
         """This side's half of a connection with the attention actor ``peer``."""
@@ -330,19 +490,20 @@ class FFNActor:
     def info(self) -> dict[str, Any]:
         """Plain facts about this actor."""
         worker, config = self._worker, self._config
+        state, error = self._health()
         facts: dict[str, Any] = {
             "role": "ffn",
-            "state": self.state,
-            "error": self._error,
+            "state": state,
+            "error": error,
             "pid": os.getpid(),
             "host": platform.node(),
             "node": platform.node(),
+            "note": self._note,
         }
         if worker is None or config is None:
             return facts
-        if worker.failure is not None:
-            facts |= {"state": "failed", "error": str(worker.failure)}
         shard = worker.shard
+        held_bytes = shard.allocated_bytes
         return (
             facts
             | {
@@ -350,8 +511,13 @@ class FFNActor:
                 "model": config.model,
                 "digest": shard.checkpoint.digest,
                 "dtype": str(shard.dtype).removeprefix("torch."),
+                "epoch": worker.min_epoch,
                 "experts": {layer: list(ids) for layer, ids in shard.experts.items()},
-                "allocated_bytes": shard.allocated_bytes,
+                "allocated_bytes": held_bytes,
+                "held_bytes": held_bytes,
+                "grow": self._source.last if self._source is not None else None,
+                "exports": self._source.exports if self._source is not None else 0,
+                "loads": worker.loads(),
                 "peers": sorted(worker.endpoint.peers),
             }
             | worker.snapshot()
@@ -364,17 +530,59 @@ class FFNActor:
         return self.state
 
     def stop(self) -> None:
-        """End the loop and close the connections; idempotent."""
+        """End the loop, close the connections and give the experts' memory back; idempotent."""
         if self._worker is not None and self.state != "stopped":
             self._worker.stop()
             self._worker.endpoint.close()
+            if self._source is not None:
+                self._source.close()
+            self._worker.shard.keep({})
         self.state = "stopped"
+
+    def _running_source(self) -> WeightSource:
+        self._running()
+        assert self._source is not None  # made before the worker
+        return self._source
+
+    def _health(self) -> tuple[str, str | None]:
+        """(state, error), the serving loop's death included."""
+        failure = self._worker.failure if self._worker is not None else None
+        return ("failed", str(failure)) if failure is not None else (self.state, self._error)
 
     def _running(self) -> FFNWorker:
         if self._worker is None or self.state == "stopped":
             raise AffluxError(f"FFN actor is {self.state}, not ready", code="not_running")
         self._worker.check()
         return self._worker
+
+
+def preload() -> None:
+    """Import and initialise whatever any FFN actor needs, before its model is known.
+
+    For warm processes. Builds no layer, so the process may still become an attention actor.
+    """
+    from vllm.platforms import current_platform
+
+    import actors.shard  # noqa: F401
+    from actors.transport.endpoint import Endpoint
+
+    if current_platform.is_cpu():
+        import vllm.v1.worker.cpu_model_runner  # noqa: F401
+
+        # The first agent of a process loads UCX, which takes longer than all the others together.
+        # Not for a GPU: UCX would begin to use CUDA before the devices are chosen.
+        Endpoint("preload", Geometry(64, 1, torch.float32, 1, 1), b"preload!").close()
+    _spare_the_collector()
+
+
+def _spare_the_collector() -> None:
+    """Leave out of later garbage collections what is here to stay.
+
+    vLLM and torch bring so many objects that looking through them all would stop the serving
+    thread for 0.3 s each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class _Stage:

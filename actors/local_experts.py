@@ -7,14 +7,16 @@ quantisation, layouts and kernels stay vLLM's, for any model family. Calling the
 job of ``shard.py``.
 
 vLLM keeps caches per process, and here they come to hold meta tensors: a process that built a shard
-can build more shards, but no engine that runs attention.
+can build more shards, but no engine that runs attention. Its process groups and its default dtype
+are global too, so one build runs at a time; ``kernel_lock`` is for the kernels' shared scratch
+memory.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -42,6 +44,11 @@ from actors.errors import AffluxError, CheckpointError, UnsupportedModel
 from actors.vllm_models import experts_replaced_by, inspect_in_process
 
 BareKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+kernel_lock = threading.Lock()
+"""Held around every kernel call: vLLM's CPU kernels share one piece of scratch memory."""
+
+_build_lock = threading.Lock()
 
 
 class _Build(NamedTuple):
@@ -125,15 +132,26 @@ def build_experts(
     checkpoint: Checkpoint,
     experts: Mapping[int, tuple[int, ...]],
     device: torch.device,
+    *,
+    blank: bool = False,
 ) -> dict[int, LocalExperts]:
     """Build, load and pack the layers that hold an expert of ``experts`` (layer -> global ids).
+
+    Args:
+        blank: load nothing, and keep no memory for the weights once they are packed: such a
+            layer shows what others are like, see ``expert_rows``; it can't compute.
 
     Raises:
         UnsupportedModel: vLLM runs this model's experts outside of modular kernels, or builds
             other expert layers than the checkpoint holds.
         CheckpointError: vLLM's loader refused a tensor, or left a local expert unwritten.
     """
-    with set_current_vllm_config(config), set_default_torch_dtype(config.model_config.dtype):
+    with (
+        _build_lock,
+        set_current_vllm_config(config),
+        set_default_torch_dtype(config.model_config.dtype),
+        _fresh_registries(config),
+    ):
         _init_distributed(device)
         model = _build_on_meta(config, _Build(experts, device))
         layers = _expert_layers(model)
@@ -144,9 +162,13 @@ def build_experts(
                 f"{sorted(layers)}: the model runs them outside of its expert layers"
             )
         held = {layer: layers[layer] for layer, local in experts.items() if local}
-        _load(model, held, checkpoint)
+        if not blank:
+            _load(model, held, checkpoint)
         for layer, module in held.items():
-            _check_written(module, checkpoint, layer)
+            if blank:
+                _zero(module)
+            else:
+                _check_written(module, checkpoint, layer)
             module.quant_method.process_weights_after_loading(module)
             if module.quant_method.is_monolithic:
                 raise UnsupportedModel(
@@ -157,6 +179,8 @@ def build_experts(
             module._ensure_moe_quant_config_init()
             # From here on ids are local: what the kernels count is what is held.
             module.global_num_experts = len(module.local_experts)
+            if blank:
+                _hollow(module)
     return held
 
 
@@ -213,16 +237,30 @@ def _prepare_cpu() -> None:
 
 
 def _init_distributed(device: torch.device) -> None:
-    """vLLM's layers ask for process groups: a world of one, met in a file, not on a port."""
+    """vLLM's layers ask for process groups: a world of one, met in memory, not on a port."""
     if model_parallel_is_initialized():
         return
+    backend = "gloo" if device.type == "cpu" else "nccl"
     if not torch.distributed.is_initialized():
-        handle, path = tempfile.mkstemp(prefix="expert-shard-")
-        os.close(handle)
-        os.unlink(path)  # the file store makes and removes it
-        backend = "gloo" if device.type == "cpu" else "nccl"
-        init_distributed_environment(1, 0, f"file://{path}", 0, backend)
+        torch.distributed.init_process_group(
+            backend, store=torch.distributed.HashStore(), rank=0, world_size=1
+        )
+    init_distributed_environment(1, 0, "", 0, backend)
     ensure_model_parallel_initialized(1, 1)
+
+
+@contextmanager
+def _fresh_registries(config: VllmConfig) -> Iterator[None]:
+    """A configuration notes the layers built with it and refuses a second one of the same name."""
+    noted = (
+        config.compilation_config.static_forward_context,
+        config.compilation_config.static_all_moe_layers,
+    )
+    try:
+        yield
+    finally:
+        for registry in noted:
+            registry.clear()
 
 
 def _build_on_meta(config: VllmConfig, build: _Build) -> nn.Module:
@@ -302,6 +340,20 @@ def _read(
                     yield name, torch.cat([part[e : e + 1] for e in local])
                 elif expert in local:
                     yield name, tensors.get_tensor(name)
+
+
+def _zero(module: LocalExperts) -> None:
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            parameter.data.zero_()
+
+
+def _hollow(module: LocalExperts) -> None:
+    """Leave each weight its shape alone."""
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            one = parameter.data.new_zeros([1] * parameter.dim())
+            parameter.data = one.expand(parameter.shape)
 
 
 def _shows_nan(parameter: torch.Tensor) -> bool:

@@ -2,9 +2,12 @@
 
 Only method overrides: vLLM prepares the step as always; here the batch is cut by request, attention
 metadata and slot mappings are made per lane by vLLM's own micro-batch slicing, and the forward pass
-runs once per lane on greenlets. How many lanes is ``LaneChooser``'s decision.
+runs once per lane on greenlets. How many lanes is ``LaneChooser``'s decision. A forward pass that
+lost its experts runs again from its first layer under a newer expert table, so that one step has
+one epoch; it writes the same KV entries again.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +20,9 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.ubatch_utils import UBatchSlice
 
 from actors import lanes
+from actors.errors import StepInterrupted
+from actors.experts_client import ExpertsClient
+from actors.replay import ReplayRunner
 from actors.seam import Seam
 
 _WORKER_MODULE = {
@@ -25,11 +31,12 @@ _WORKER_MODULE = {
 }
 
 
-class LaneRunner:
+class LaneRunner(ReplayRunner):
     """Mixed into vLLM's runner class of the platform (see ``AttentionWorker.init_device``)."""
 
     chooser: lanes.LaneChooser
     lane_slices: list[UBatchSlice] | None = None
+    context_tokens: np.ndarray | None = None  # per request of the step, while emulating
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
@@ -57,6 +64,9 @@ class LaneRunner:
         # A dummy run (warm-up, profiling) has no requests and no experts to wait for.
         if Seam.client is not None and "num_encoder_reqs" in kwargs:
             tokens = kwargs["num_scheduled_tokens_np"]
+            if Seam.client.emulate is not None:
+                computed = self.input_batch.num_computed_tokens_cpu[: len(tokens)]  # type: ignore[attr-defined]
+                self.context_tokens = computed + tokens
             padded = plan[1].num_tokens != int(tokens.sum())
             if kwargs.get("allow_microbatching", True) and not padded:
                 self.lane_slices = self._cut(tokens)
@@ -92,16 +102,60 @@ class LaneRunner:
         forward = super()._model_forward  # type: ignore[misc]
         slices, self.lane_slices = self.lane_slices, None
         client = Seam.client
-        if client is not None:
+
+        def run() -> Any:
+            # Layers add to these embeddings in place, and a repetition needs them as they were.
+            embeds = None if inputs_embeds is None else inputs_embeds.clone()
+            if slices is None:
+                if client is not None:
+                    client.begin_lane(self._context(slice(None)))
+                return forward(
+                    input_ids=input_ids,
+                    positions=positions,
+                    intermediate_tensors=intermediate_tensors,
+                    inputs_embeds=embeds,
+                    **kwargs,
+                )
+            return self._run_lanes(forward, slices, input_ids, positions, embeds, kwargs)
+
+        return run() if client is None else self._until_finished(client, slices, run)
+
+    def _until_finished(
+        self, client: ExpertsClient, slices: list[UBatchSlice] | None, run: Callable[[], Any]
+    ) -> Any:
+        """Run a step's forward pass, again after a newer table was adopted if it lost experts.
+
+        Raises:
+            AffluxError: no newer table came in time; or the model keeps state between tokens that
+                a second pass would advance twice.
+        """
+        while True:
             client.begin_step(len(slices) if slices else 1)
-        if slices is None:
-            return forward(
-                input_ids=input_ids,
-                positions=positions,
-                intermediate_tensors=intermediate_tensors,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
+            forward_context.get_forward_context().moe_layer_index = 0
+            try:
+                return run()
+            except StepInterrupted as error:
+                model = self.model_config  # type: ignore[attr-defined]
+                if model.is_hybrid or model.has_inner_state:
+                    raise
+                # without the frames of the failed pass, which hold its activations
+                interrupted = error.with_traceback(None)
+            client.await_change(interrupted)
+
+    def _context(self, requests: slice) -> int:
+        """Context tokens of some requests of the step; 0 when nothing is emulated."""
+        tokens = self.context_tokens
+        return 0 if tokens is None else int(tokens[requests].sum())
+
+    def _run_lanes(
+        self,
+        forward: Callable[..., Any],
+        slices: list[UBatchSlice],
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> torch.Tensor:
         whole = forward_context.get_forward_context()
         contexts = [
             forward_context.create_forward_context(
@@ -116,6 +170,8 @@ class LaneRunner:
 
         def lane_forward(lane: int) -> Any:
             tokens = slices[lane].token_slice
+            if Seam.client is not None:
+                Seam.client.begin_lane(self._context(slices[lane].request_slice))
             # a lane is a fresh stack: vLLM's inference mode has to be entered on it again
             with torch.inference_mode():
                 return forward(

@@ -97,12 +97,19 @@ class Endpoint:
     @property
     def peers(self) -> list[str]:
         """Names of connected peers that are not known to be lost."""
-        return [link.peer for link in self._links.values() if link.connected and not link.lost]
+        # a copy, because another thread may change the membership meanwhile
+        links = list(self._links.values())
+        return [link.peer for link in links if link.connected and not link.lost]
 
     @property
     def lost(self) -> dict[str, str]:
         """Peers that the transport lost, or that left, with the reason."""
-        return {link.peer: link.lost for link in self._links.values() if link.lost}
+        return {link.peer: link.lost for link in list(self._links.values()) if link.lost}
+
+    def session(self, peer: str) -> int:
+        """Number of the meeting with a peer, different after it was connected anew; 0: not met."""
+        link = self._links.get(peer)
+        return 0 if link is None else link.session
 
     def offer(self, peer: str) -> Offer:
         """Slots for a peer, to be passed to its ``connect``.
@@ -110,13 +117,14 @@ class Endpoint:
         Asking again before both sides have connected returns the same slots; asking for a peer
         that was connected starts over with new ones (a restarted peer under the same name).
         """
+        slots = self._new_slots()
         with _Membership(self):
             link = self._links.get(peer)
             if link is not None and (link.lost or (link.offered and link.connected)):
                 self._drop(link)
                 link = None
             if link is None:
-                link = self._make_link(peer)
+                link = self._make_link(peer, slots)
             link.offered = True
             return self._describe(link)
 
@@ -128,6 +136,7 @@ class Endpoint:
         Raises:
             PeerMismatch: the peer serves something else; names both sides' values.
         """
+        slots = self._new_slots()
         with _Membership(self):
             peer = offer.name
             link = self._links.get(peer)
@@ -138,7 +147,7 @@ class Endpoint:
                 self._drop(link)
                 link = None
             if link is None:
-                link = self._make_link(peer)
+                link = self._make_link(peer, slots)
             self._join(link, offer)
 
     def disconnect(self, peer: str) -> None:
@@ -159,15 +168,20 @@ class Endpoint:
             self._polled = []
             self._wires = {}
 
-    def _make_link(self, peer: str) -> Link:
+    def _new_slots(self) -> tuple[SlotBuffer, SlotBuffer]:
+        """Slots for a peer that may turn out to have some: allocated without the lock, because a
+        step must not wait for it. Memory that is not used costs nothing on a CPU."""
+        device = str(self.device)
+        return SlotBuffer(self.geometry, device), SlotBuffer(self.geometry, device)
+
+    def _make_link(self, peer: str, slots: tuple[SlotBuffer, SlotBuffer]) -> Link:
         if self._closed:
             raise PeerLost(f"endpoint {self.name} is closed; make a new one")
-        device = str(self.device)
-        send, receive = (SlotBuffer(self.geometry, device) for _ in range(2))
+        send, receive = slots
         link = self._links[peer] = Link(peer, send, receive, 1 + secrets.randbelow(0xFFFFFFFF))
         for wire in self._wires.values():
-            for slots in (send, receive):
-                link.registrations.append((wire, wire.register(slots.bytes)))
+            for buffer in (send, receive):
+                link.registrations.append((wire, wire.register(buffer.bytes)))
         return link
 
     def _describe(self, link: Link) -> Offer:
@@ -274,7 +288,7 @@ class Endpoint:
         weights: torch.Tensor,
         rows: torch.Tensor | None = None,
         chunk: int = 0,
-    ) -> None:
+    ) -> int:
         """Send hidden states to be run through experts.
 
         Call ``poll`` now and then afterwards: a large frame over a network needs it to get on.
@@ -285,6 +299,9 @@ class Endpoint:
             weights: routing weights, shaped like ids.
             rows: [pairs] row of x of each pair; None sends a DENSE frame.
             chunk: number of the piece when a batch is split; pieces of one lane go one by one.
+
+        Returns:
+            ``session`` of the link that it went over.
 
         Raises:
             ValueError: wrong shape or dtype, more tokens than a frame holds, no such lane.
@@ -327,6 +344,7 @@ class Endpoint:
                 _now(),
             )
             self._post(link, lane, views.layout.nbytes, frame.pack(header))
+            return link.session
 
     def result_view(self, arrival: Arrival, tokens: int) -> torch.Tensor:
         """[tokens, hidden] in the send slot, so that a kernel can write the answer in place.
@@ -380,10 +398,11 @@ class Endpoint:
         with self._lock:
             self._refuse(self._live(arrival), arrival.header, code, text)
 
-    def probe(self, peer: str) -> None:
+    def probe(self, peer: str) -> int:
         """Touch a peer's memory to find out whether its process is still there.
 
-        A frozen process passes; only a deadline tells. Raises PeerLost when it is gone.
+        A frozen process passes; only a deadline tells. Raises PeerLost when it is gone. Returns
+        ``session``.
         """
         with self._lock:
             link = self._link(peer)
@@ -392,6 +411,7 @@ class Endpoint:
                 self._advance(link, probe_lane)
             if probe_lane not in link.busy:
                 self._write(link, probe_lane, link.classes * probe_lane, None)
+            return link.session
 
     # ---- receiving --------------------------------------------------------------------------
 

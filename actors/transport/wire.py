@@ -60,14 +60,15 @@ class Wire:
         self._native: Any = self._agent.agent
         binding = __import__(type(self._native).__module__, fromlist=["nixlAgent"])
         self._write = binding.NIXL_WRITE
+        self._read = binding.NIXL_READ
         self._ok = binding.NIXL_SUCCESS
         self._lost = tuple(getattr(binding, name) for name in _LOST)
         self.take_notes = self._native.getNotifs
         """take_notes({}) -> {agent name: [bytes]}; also makes progress."""
 
-    def register(self, memory: torch.Tensor) -> Any:
-        """Make a tensor reachable for peers; returns what ``deregister`` wants."""
-        return self._agent.register_memory([memory])
+    def register(self, *memory: torch.Tensor) -> Any:
+        """Make tensors reachable for peers; returns what ``deregister`` wants."""
+        return self._agent.register_memory(list(memory))
 
     def deregister(self, registration: Any) -> None:
         self._agent.deregister_memory(registration)
@@ -96,13 +97,20 @@ class Wire:
             self._write, local._handle, [index], remote._handle, [index], b"", [], False
         )
 
+    def reading(self, local: Any, remote: Any, count: int) -> int:
+        """A read of the first ``count`` descriptors, otherwise like ``handle``."""
+        which = list(range(count))
+        return self._native.makeXferReq(
+            self._read, local._handle, which, remote._handle, which, b"", [], False
+        )
+
     def release(self, handle: int) -> None:
-        """Free a write."""
+        """Free a write or a read."""
         with suppress(Exception):  # in flight to a dead peer: NIXL keeps it until the agent goes
             self._native.releaseXferReq(handle)
 
     def post(self, handle: int, note: bytes | None) -> bool:
-        """Start a write; True when it is already complete.
+        """Start a write or a read; True when it is already complete.
 
         Raises:
             PeerLost: the transport says that the peer is gone.
@@ -115,7 +123,7 @@ class Wire:
             raise PeerLost(f"the transport lost the peer ({error})") from error
 
     def done(self, handle: int) -> bool:
-        """True when a posted write is complete; raises PeerLost like ``post``."""
+        """True when what was posted is complete; raises PeerLost like ``post``."""
         try:
             return self._native.getXferStatus(handle) == self._ok
         except self._lost as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from actors.checkpoint import Checkpoint
+from actors.emulate import Emulation, Line
 from actors.errors import (
     AffluxError,
     CheckpointError,
@@ -21,7 +23,7 @@ from actors.errors import (
     PeerMismatch,
     PeerRefused,
 )
-from actors.ffn import FFNActor, FFNConfig, FFNWorker
+from actors.ffn import FFNActor, FFNConfig, FFNWorker, preload
 from actors.transport.endpoint import Arrival, Endpoint
 from actors.transport.frame import DENSE, FrameHeader, Kind
 from actors.transport.geometry import Geometry
@@ -37,6 +39,8 @@ class FakeEndpoint:
     batches: list[list[Any]] = field(default_factory=list)
     answers: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     refusals: list[tuple[str, str]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    spans: list[float] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
     disconnected: list[str] = field(default_factory=list)
 
@@ -56,9 +60,11 @@ class FakeEndpoint:
 
     def combine(self, arrival: Any, *, compute_start_ns: int, compute_end_ns: int) -> None:
         assert arrival.back_ns <= compute_start_ns <= compute_end_ns
+        self.spans.append((compute_end_ns - compute_start_ns) / 1e9)
 
     def refuse(self, arrival: Any, code: str, text: str) -> None:
         self.refusals.append((arrival.peer, code))
+        self.texts.append(text)
 
     def disconnect(self, peer: str) -> None:
         self.disconnected.append(peer)
@@ -66,6 +72,8 @@ class FakeEndpoint:
 
 class FakeShard:
     """Doubles what it is given, refuses expert 9 and fails on expert 8."""
+
+    num_experts = 10
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -80,9 +88,11 @@ class FakeShard:
         return result if out is None else out.copy_(result)
 
 
-def arrival(peer: str, value: float, *, layer: int = 0, lane: int = 0, tokens: int = 2, expert=0):
+def arrival(
+    peer: str, value: float, *, layer=0, lane=0, tokens=2, expert=0, epoch=1, step=1
+) -> SimpleNamespace:
     header = FrameHeader(
-        Kind.DISPATCH, 3, 0, lane, layer, 0, 1, tokens, tokens, 1, 0, 0, 1, b"digest00"
+        Kind.DISPATCH, 3, 0, lane, layer, 0, 1, tokens, tokens, epoch, 0, 0, step, b"digest00"
     )
     return SimpleNamespace(
         peer=peer,
@@ -95,9 +105,11 @@ def arrival(peer: str, value: float, *, layer: int = 0, lane: int = 0, tokens: i
     )
 
 
-def served(*batches: list[Any], gone: tuple[str, ...] = ()) -> tuple[FFNWorker, Any, FakeShard]:
+def served(
+    *batches: list[Any], gone: tuple[str, ...] = (), **options: Any
+) -> tuple[FFNWorker, Any, FakeShard]:
     endpoint, shard = FakeEndpoint(list(batches), gone=set(gone)), FakeShard()
-    worker = FFNWorker(shard, endpoint, merge_tokens=8)  # type: ignore[arg-type]
+    worker = FFNWorker(shard, endpoint, merge_tokens=8, **options)  # type: ignore[arg-type]
     while worker.turn():
         pass
     return worker, endpoint, shard
@@ -160,6 +172,52 @@ def test_a_lost_peer_is_forgotten_with_all_its_frames():
     worker.check()
 
 
+def test_frames_of_older_epochs_are_refused():
+    worker, endpoint, shard = served(
+        [arrival("late", 1.0, epoch=4), arrival("a", 1.0, epoch=5), arrival("b", 1.0, epoch=6)],
+        [arrival("late", 1.0, epoch=4, layer=1)],
+        epoch=5,
+    )
+    assert endpoint.refusals == [("late", "stale_epoch")] * 2
+    assert endpoint.texts[0] == "frame of epoch 4, this actor serves epoch 5 and later"
+    assert shard.calls == [4]
+    assert sorted(peer for peer, _ in endpoint.answers) == ["a", "b"]
+    assert worker.snapshot()["refused"] == 2
+
+
+def test_an_epoch_counts_for_frames_that_wait_already():
+    worker, endpoint, shard = served()
+    endpoint.batches = [[arrival("a", 1.0), arrival("b", 1.0, layer=1)]]
+    assert worker.turn()
+    worker.min_epoch = 2
+    assert worker.turn()
+    assert shard.calls == [2]
+    assert endpoint.refusals == [("b", "stale_epoch")]
+
+
+def test_loads_are_sampled_and_scaled():
+    frames = [arrival("a", 1.0, step=step, expert=step % 3) for step in range(16)]
+    worker, _, _ = served(*([frame] for frame in frames), [arrival("a", 1.0, step=8, layer=2)])
+    # Steps 0 and 8 count for eight each; a frame has two pairs of one expert.
+    assert worker.loads() == {
+        0: [16, 0, 16, 0, 0, 0, 0, 0, 0, 0],
+        2: [16, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    }
+
+
+def test_refused_frames_are_no_load():
+    worker, _, _ = served([arrival("a", 1.0, expert=9, step=0)])
+    assert worker.loads() == {}
+
+
+def test_an_emulated_ride_lasts_its_modelled_time():
+    emulate = Emulation(ffn=Line(a_s=0.01, b_s=0.02))
+    _, endpoint, shard = served([arrival("a", 1.0), arrival("b", 1.0)], emulate=emulate)
+    assert shard.calls == [4]
+    assert all(span >= 0.06 for span in endpoint.spans)  # four pairs, for both riders
+    assert len(endpoint.spans) == 2
+
+
 def test_a_dead_loop_is_seen():
     worker, endpoint, _ = served()
     endpoint.poll = lambda: 1 / 0
@@ -177,6 +235,11 @@ def test_an_actor_that_has_not_started():
     assert actor.info()["state"] == "idle"
     with pytest.raises(AffluxError, match="idle"):
         actor.offer("attention-0")
+    with pytest.raises(AffluxError, match="idle"):
+        actor.grow({0: [0]})
+    assert actor.watch(timeout_s=0.0) == {
+        "state": "idle", "error": None, "epoch": None, "faults": [], "number": 0
+    }  # fmt: skip
     actor.stop()
     assert actor.ping() == "stopped"
 
@@ -213,6 +276,14 @@ def model(moe_checkpoint) -> Path:
 @pytest.fixture(scope="module")
 def config(model) -> FFNConfig:
     return FFNConfig("ffn-0", str(model), HELD, dtype="float32", max_frame_tokens=64, threads=1)
+
+
+def test_the_newest_note_is_remembered():
+    actor = FFNActor()
+    assert actor.info()["note"] is None
+    for number in (3, 2, 5, 4):
+        actor.remember({"number": number, "table": f"of {number}"})
+    assert actor.info()["note"] == {"number": 5, "table": "of 5"}
 
 
 @pytest.fixture
@@ -301,10 +372,96 @@ def test_bad_frames_get_an_error_and_the_loop_goes_on(ask, model):
     peer.close()
 
 
+def serve_while_growing(ask: Callable[..., Any], peer: Endpoint, x: torch.Tensor) -> int:
+    """Frames answered right while the actor grows and shrinks, again and again."""
+    over, count = threading.Event(), 0
+
+    def change() -> None:
+        for _ in range(3):
+            ask("grow", {1: range(16)})
+            ask("keep", HELD, 1)
+        over.set()
+
+    ids, weights = torch.tensor([[3, 0, 15, 8]], dtype=torch.int32), torch.rand(1, 4)
+    question = {"layer": 1, "epoch": 1, "x": x, "ids": ids, "weights": weights}
+    expected = None
+    thread = threading.Thread(target=change)
+    thread.start()
+    while not over.is_set():
+        peer.dispatch("ffn-0", 0, step=count, **question)
+        arrived = answer(peer)
+        assert arrived.x is not None
+        expected = arrived.x.clone() if expected is None else expected
+        assert torch.equal(arrived.x, expected)
+        count += 1
+    thread.join()
+    return count
+
+
+def test_frames_are_served_while_the_actor_grows(ask, model):
+    peer = meet(ask, "attention-0", model)
+    assert serve_while_growing(ask, peer, torch.randn(1, 128)) > 6
+    peer.close()
+
+
+def test_growing_and_keeping(ask, model):
+    peer = meet(ask, "attention-0", model)
+    x, ids, weights = torch.randn(1, 128), torch.tensor([[1, 2, 4, 5]]).int(), torch.rand(1, 4)
+    question = {"layer": 1, "x": x, "ids": ids, "weights": weights}
+
+    def code_of(**more: Any) -> str | None:
+        peer.dispatch("ffn-0", 0, **question, **more)
+        try:
+            assert close_enough(answer(peer), ReferenceExperts(model, 1)(x, ids, weights))
+        except PeerRefused as error:
+            return error.code
+        return None
+
+    assert code_of(step=1, epoch=1) == "unknown_expert"
+    grown = ask("grow", {1: [1, 2, 4, 5, 3]})
+    expert = Checkpoint.open(model).expert_bytes(1, 0)
+    assert (grown["source"], grown["bytes"], grown["failures"]) == ("checkpoint", 4 * expert, [])
+    assert ask("grow", {1: [5, 1]})["source"] == "held"
+    assert code_of(step=2, epoch=1) is None
+
+    now = {1: [1, 2, 4, 5], 2: [9]}
+    assert ask("keep", now, 7)["bytes"] == 19 * expert
+    assert ask("keep", now, 7)["bytes"] == 0
+    facts = ask("info")
+    assert facts["experts"] == now
+    assert facts["held_bytes"] == facts["allocated_bytes"] == 5 * expert
+    assert facts["epoch"] == 7
+    assert code_of(step=3, epoch=6) == "stale_epoch"
+    assert code_of(step=4, epoch=7) is None
+    assert code_of(step=8, epoch=8) is None
+    assert facts["loads"] == {}
+    assert ask("loads") == {1: [0, 8, 8, 0, 8, 8] + [0] * 10}
+    assert ask("watch", 0, 0.0) == {
+        "state": "ready", "error": None, "epoch": 7, "faults": [], "number": 0
+    }  # fmt: skip
+
+    with pytest.raises(AffluxError, match=r"epoch 6.*epoch 7") as caught:
+        ask("keep", now, 6)
+    assert caught.value.code == "stale_epoch"
+    with pytest.raises(ValueError, match="grow it first"):
+        ask("keep", {1: [0]}, 9)
+    assert ask("info")["epoch"] == 7
+    ask("keep", {}, 9)
+    assert code_of(step=9, epoch=9) == "unknown_layer"
+    ask("grow", now)
+    assert code_of(step=10, epoch=9) is None
+    peer.close()
+
+
 def test_a_peer_with_another_model_is_turned_away(ask, model):
     with pytest.raises(PeerMismatch, match="attention-0"):
         meet(ask, "attention-0", model, digest="00" * 32)
     meet(ask, "attention-1", model).close()
+
+
+def test_preloading_does_no_harm_to_a_running_actor(ask, vllm_process):
+    vllm_process(preload)
+    assert ask("ping") == "ready"
 
 
 def test_starting_twice_and_a_dead_loop(ask, config, vllm_process):
@@ -315,6 +472,8 @@ def test_starting_twice_and_a_dead_loop(ask, config, vllm_process):
         ask("ping")
     facts = ask("info")
     assert (facts["state"], facts["error"]) == ("failed", "division by zero")
+    watched = ask("watch", 0, 60.0)
+    assert (watched["state"], watched["error"]) == ("failed", "division by zero")
 
 
 def test_a_model_that_can_not_be_served(vllm_process, dense_checkpoint):
