@@ -10,6 +10,24 @@ app = typer.Typer(no_args_is_help=True, help="Measure; every figure in the READM
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")
 ]
+PngFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--png", metavar="FILE", help="The timeline; without it, beside the JSON, else here."
+    ),
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Streams at a time.")]
+Warm = Annotated[int, typer.Option("--warm-workers", min=0, help="As in the spec.")]
+Emulate = Annotated[
+    bool,
+    typer.Option(
+        "--emulate", help="Emulated devices: shows ratios on a small machine; results say so."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec; repeatable."),
+]
 
 
 @app.command()
@@ -29,3 +47,89 @@ def decode(
     from benchmarks import decode as benchmark
 
     benchmark.run(json_path=json_file, quick=quick)
+
+
+@app.command(
+    epilog="Starts a deployment of the embedded model in float32, runs every request once "
+    "undisturbed, then 1A1F -> 2A1F -> 2A3F -> 1A2F -> 3A1F -> 1A1F and a flip each way under "
+    "load, and compares every token. Takes the deployment down. Exit code 1 when a request failed, "
+    "a token was wrong or a change was rolled back."
+)
+def elastic(
+    json_file: JsonFile = None,
+    png_file: PngFile = None,
+    concurrency: Concurrency = 8,
+    hold: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that each ratio serves before the next.")
+    ] = 4.0,
+    warm_workers: Warm = 1,
+    cycles: Annotated[
+        int, typer.Option(min=0, help="Then scale up and down this often and see what grows.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the requests.")] = 0,
+    emulate: Emulate = False,
+    set_: Overrides = None,
+) -> None:
+    """Change the numbers of actors on a script while requests stream."""
+    from benchmarks import elastic as benchmark
+
+    report = benchmark.run(
+        json_file,
+        png_file,
+        concurrency=concurrency,
+        hold_s=hold,
+        warm_workers=warm_workers,
+        cycles=cycles,
+        seed=seed,
+        emulate=emulate,
+        overrides=set_ or (),
+    )
+    raise typer.Exit(0 if report["summary"]["clean"] else 1)
+
+
+@app.command(
+    epilog="Starts 2 attention and 3 FFN actors of the embedded model in float32 and runs every "
+    "request once undisturbed. Scenarios: an attention actor killed; an FFN actor killed, with and "
+    "without another holder of its experts; one frozen. Then random blows at actors and the "
+    "manager, SIGSTOP included. Compares every token and takes the deployment down. Exit code 1 "
+    "when a request failed, a token was wrong or the deployment did not become whole again."
+)
+def chaos(
+    kills: Annotated[int, typer.Option(min=0, help="Random blows; 0 leaves them out.")] = 20,
+    seed: Annotated[int, typer.Option(help="Draws requests, victims and moments.")] = 1,
+    requests: Annotated[int, typer.Option(min=1, help="Requests to send at least.")] = 300,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Repetitions of each scenario; 0 leaves them out.")
+    ] = 3,
+    json_file: JsonFile = None,
+    png_file: PngFile = None,
+    concurrency: Concurrency = 8,
+    warm_workers: Warm = 1,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="The spec's transport.timeout_s, in seconds.")
+    ] = 2.0,
+    frontend: Annotated[
+        bool,
+        typer.Option("--frontend", help="Kill HTTP replicas too; what they carried is cut."),
+    ] = False,
+    emulate: Emulate = False,
+    set_: Overrides = None,
+) -> None:
+    """Kill and freeze processes while requests stream."""
+    from benchmarks import chaos as benchmark
+
+    report = benchmark.run(
+        json_file,
+        png_file,
+        kills=kills,
+        seed=seed,
+        requests=requests,
+        repeats=repeats,
+        concurrency=concurrency,
+        warm_workers=warm_workers,
+        timeout_s=timeout,
+        frontend=frontend,
+        emulate=emulate,
+        overrides=set_ or (),
+    )
+    raise typer.Exit(0 if report["summary"]["clean"] else 1)

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from actors.errors import AffluxError
-from afflux import __version__, bench, spec, up
+from afflux import __version__, bench, change, spec, up
 
 
 class _Group(TyperGroup):
@@ -65,5 +65,10 @@ def root(
 app.command("up")(up.up)
 app.command("down")(up.down)
 app.command("status")(up.status)
+app.command("scale")(change.scale)
+app.command("retire")(change.retire)
+app.command("flip")(change.flip)
+app.command("rebalance")(change.rebalance)
+app.command("changes")(change.changes)
 app.add_typer(spec.app, name="spec")
 app.add_typer(bench.app, name="bench")

@@ -1,12 +1,14 @@
-"""What ``afflux up`` shows while actors start: a table on a terminal, plain lines elsewhere."""
+"""What commands show while one waits: in place on a terminal, plain lines elsewhere."""
 
+import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from cluster.status import ActorEvent
+from cluster.status import ActorEvent, ChangeReport
 
 STEPS = ("placed", "importing", "loading", "connected", "ready")
 
@@ -62,6 +64,9 @@ def _ticks(state: str) -> list[str]:
     """One cell per step: done, under way, or still to come."""
     if state in ("failed", "stopped"):
         return [f"[red]{state}[/]", *[""] * (len(STEPS) - 1)]
+    if state in ("warm", "draining", "retired"):  # a worker without a role, or one that leaves
+        return [f"[green]{state}[/]", *[""] * (len(STEPS) - 1)]
+    state = "importing" if state == "starting" else state
     if state not in STEPS:  # waiting for a place
         return ["[yellow]…[/]", *["[dim]·[/]"] * (len(STEPS) - 1)]
     reached = STEPS.index(state)
@@ -69,3 +74,46 @@ def _ticks(state: str) -> list[str]:
     # "placed", "connected" and "ready" are done when they are reported; the others just began.
     cells[reached] = "[yellow]…[/]" if state in ("importing", "loading") else "[green]✓[/]"
     return cells
+
+
+class ChangeProgress:
+    """Give it to a verb as ``on_change``; use it as a context manager.
+
+    On a terminal the change's phase and its age are one line that is redrawn in place; elsewhere
+    every new phase is a line. ``report`` is the newest one.
+    """
+
+    def __init__(self, console: Console):
+        self._console = console
+        self.report: ChangeReport | None = None
+        self._live = Live(
+            console=console, refresh_per_second=8, transient=True, get_renderable=self._line
+        )
+
+    def __enter__(self) -> "ChangeProgress":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, report: ChangeReport) -> None:
+        news = self.report is None or self.report.phase != report.phase
+        self.report = report
+        if news and not report.ended and not self._console.is_terminal:
+            self._console.print(self._line(), soft_wrap=True)
+
+    def _line(self) -> Text:
+        report = self.report
+        if report is None:
+            return Text("asking the manager")
+        age = max(0.0, time.time() - report.started_at)
+        text = f"{age:6.1f}s  change {report.number}  {report.verb} {report.text}: {report.phase}"
+        return Text(text, no_wrap=True, overflow="ellipsis")

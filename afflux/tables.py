@@ -1,13 +1,17 @@
 """Tables that the commands print."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from actors.checkpoint import Checkpoint
 from cluster.spec import ROLES, ClusterSpec
-from cluster.status import ActorStatus, ClusterStatus
+from cluster.status import ActorStatus, ChangeReport, ClusterStatus
 
 COLOURS = {
     "ready": "green",
@@ -15,30 +19,35 @@ COLOURS = {
     "degraded": "yellow",
     "failed": "red",
     "stopped": "red",
+    "done": "green",
+    "noop": "dim",
+    "retired": "dim",
+    "rolled_back": "red",
 }
+_PHASES = ("prepare", "commit", "release")
+_ONE_LINE: dict[str, Any] = {"no_wrap": True, "overflow": "ignore"}
 
 
 def print_status(console: Console, status: ClusterStatus) -> None:
-    """The head line and one row per actor."""
-    colour = COLOURS.get(status.health, "white")
-    lanes = f"lanes {status.lanes}"
-    console.print(
-        f"[bold]{status.name}[/] [{colour}]{status.health}[/]  {status.url or 'no address yet'}  "
-        f"model {status.model}  epoch {'-' if status.epoch is None else status.epoch}  {lanes}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    """The head lines and one row per actor."""
+    console.print(status_view(status), crop=False)
+
+
+def status_view(status: ClusterStatus) -> Group:
+    """What ``print_status`` prints, to be drawn anywhere."""
+    lines = [_head(status), _pools(status)]
+    if status.change is not None and not status.change.ended:
+        lines.append(Text(f"under way: {_under_way(status.change)}", "yellow", **_ONE_LINE))
     if status.detail:
-        console.print(status.detail, highlight=False, markup=False)
+        lines.append(Text(status.detail))
     table = Table(box=None, pad_edge=False)
     for title in ("actor", "state", "node", "pid", "reserved", "experts", "memory", "peers"):
         right = title in ("pid", "memory", "peers")
         table.add_column(title, justify="right" if right else "left")
     for actor in status.actors:
-        colour = COLOURS.get(actor.state, "yellow")
         table.add_row(
             actor.name,
-            f"[{colour}]{actor.state}[/]",
+            f"[{COLOURS.get(actor.state, 'yellow')}]{actor.state}[/]",
             actor.node_ip or "-",
             str(actor.pid or "-"),
             _amounts(actor.resources),
@@ -46,10 +55,83 @@ def print_status(console: Console, status: ClusterStatus) -> None:
             _size(actor.allocated_bytes),
             str(len(actor.peers)),
         )
+    details = [Text(f"{actor.name}: {actor.detail}") for actor in status.actors if actor.detail]
+    return Group(*lines, table, *details)
+
+
+def _head(status: ClusterStatus) -> Text:
+    text = Text(**_ONE_LINE)
+    text.append(status.name, "bold").append(" ")
+    text.append(status.health, COLOURS.get(status.health, "white"))
+    text.append(
+        f"  {status.url or 'no address yet'}  model {status.model}  "
+        f"epoch {'-' if status.epoch is None else status.epoch}  lanes {status.lanes}"
+    )
+    if status.emulated:
+        text.append("  EMULATED DEVICES", "bold yellow")
+    return text
+
+
+def _pools(status: ClusterStatus) -> Text:
+    """Ready actors of those wanted, per role, and what else there is."""
+    parts = []
+    for role in ROLES:
+        states = [actor.state for actor in status.actors if actor.role == role]
+        part = f"{role} {states.count('ready')}/{status.targets.get(role, len(states))}"
+        draining = states.count("draining")
+        parts.append(part + (f" ({draining} draining)" if draining else ""))
+    parts.append(f"warm workers {status.warm}/{status.warm_target}")
+    if status.manager_pid is not None:
+        parts.append(f"manager {status.manager_pid}")
+    return Text("  ".join(parts), "dim", **_ONE_LINE)
+
+
+def _under_way(report: ChangeReport) -> str:
+    age = max(0.0, time.time() - report.started_at)
+    return f"change {report.number} ({report.verb} {report.text}): {report.phase}, {age:.1f} s"
+
+
+def print_changes(console: Console, reports: Sequence[ChangeReport]) -> None:
+    """One row per change, newest last; errors below."""
+    if not reports:
+        console.print("no changes yet")
+        return
+    table = Table(box=None, pad_edge=False)
+    numbers = ("#", "total s", *_PHASES, "epoch", "moved")
+    for title in ("#", "verb", "what", "phase", "when", "total s", *_PHASES, "epoch", "moved"):
+        justify: Any = "right" if title in numbers else "left"
+        table.add_column(title, justify=justify, no_wrap=title != "what")
+    for report in reports:
+        took = [report.seconds.get(name) for name in ("total", *_PHASES)]
+        table.add_row(
+            str(report.number),
+            report.verb,
+            Text(report.text),
+            f"[{COLOURS.get(report.phase, 'yellow')}]{report.phase}[/]",
+            _when(report.started_at),
+            *("-" if seconds is None else f"{seconds:.2f}" for seconds in took),
+            "-" if report.epoch is None else str(report.epoch),
+            str(report.moved_experts),
+        )
     console.print(table)
-    for actor in status.actors:
-        if actor.detail:
-            console.print(f"{actor.name}: {actor.detail}", highlight=False, markup=False)
+    for report in reports:
+        if report.error:
+            line = f"change {report.number}: {report.error}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def phases(report: ChangeReport) -> str:
+    """``1.92 s (prepare 1.80, commit 0.01, release 0.11)``, as far as known."""
+    parts = [f"{name} {took:.2f}" for name, took in report.seconds.items() if name != "total"]
+    total = report.seconds.get("total", 0.0)
+    return f"{total:.2f} s" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _when(started_at: float) -> str:
+    """Local time of day, with the day if that is another."""
+    then = datetime.fromtimestamp(started_at)
+    today = then.date() == datetime.now().date()
+    return then.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
 def print_spec(console: Console, spec: ClusterSpec, checkpoint: Checkpoint | None) -> None:

@@ -90,11 +90,25 @@ def status(
     name: Name = DEFAULT_NAME,
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again and again until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How often with --watch.")
+    ] = 1.0,
 ) -> None:
     """Show a deployment's actors, their place, their experts and their health."""
-    from cluster import launcher
+    from cluster import verbs
 
-    report = launcher.status(name, address=address)
+    if watch:
+        from rich.console import Console
+
+        from afflux import watch as watching
+
+        reports = verbs.watch(name, interval_s=interval, address=address)
+        watching.show(reports, Console(), as_json=as_json)
+        return
+    report = verbs.status(name, address=address)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return

@@ -19,8 +19,9 @@ from cluster.frontend import Frontend
 from cluster.names import WORKER_ENV
 from cluster.spec import ClusterSpec, SpecError, load_spec, make_spec
 
-MAX_ONGOING = 4096
-"""Requests that Serve lets one replica hold; vLLM's scheduler does the queueing."""
+MORE_ONGOING = 1024
+"""Requests that Serve lets one replica hold beyond frontend.max_requests, so that a refusal is ours
+and says when to come back, and health checks always find room."""
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -47,15 +48,16 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def application(spec: ClusterSpec, *, owned_by_serve: bool) -> Application:
-    """The application of a spec; API keys are read from this process's environment.
+    """The application of a spec; API and admin keys are read from this process's environment.
 
     Args:
         owned_by_serve: deleting the application ends the whole deployment.
     """
     keys = KeyRing.from_env(spec.frontend.api_keys_env)
+    admin_keys = KeyRing.from_env(spec.frontend.admin_keys_env)
     deployment = Frontend.options(  # type: ignore[attr-defined]
         num_replicas=spec.frontend.replicas,
-        max_ongoing_requests=MAX_ONGOING,
+        max_ongoing_requests=spec.frontend.max_requests + MORE_ONGOING,
         ray_actor_options={
             "num_cpus": spec.frontend.cpus,
             "runtime_env": {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": "1"}},
@@ -63,4 +65,4 @@ def application(spec: ClusterSpec, *, owned_by_serve: bool) -> Application:
         health_check_period_s=10,
         graceful_shutdown_timeout_s=10,
     )
-    return deployment.bind(spec.model_dump(mode="json"), keys, owned_by_serve)
+    return deployment.bind(spec.model_dump(mode="json"), keys, admin_keys, owned_by_serve)

@@ -16,6 +16,8 @@ from ray import serve
 from ray.exceptions import RayError
 from starlette.types import ASGIApp
 
+from cluster.admin import AdminMount, make_admin
+from cluster.admission import Admission
 from cluster.api_keys import KeyGuard, KeyRing
 from cluster.disconnects import DisconnectOnCancel
 from cluster.spec import ClusterSpec
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 FOLLOW_S = 30.0
 """How long one question about changed members may stay open at the manager."""
 
+RETRY_S = 0.5
+"""Pause before a manager that is away is asked again."""
+
 
 @serve.deployment(name="frontend")
 @serve.ingress()
@@ -37,13 +42,21 @@ class Frontend:
     Args:
         spec: the cluster's spec as JSON data.
         keys: who may use it.
+        admin_keys: who may use what is under /admin; nobody without any.
         owned_by_serve: the deployment ends with this application.
     """
 
-    def __init__(self, spec: dict[str, Any], keys: KeyRing, owned_by_serve: bool = True):
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        keys: KeyRing,
+        admin_keys: KeyRing,
+        owned_by_serve: bool = True,
+    ):
         self.owned_by_serve = owned_by_serve
         self.spec = ClusterSpec.model_validate(spec)
         self.keys = keys
+        self.admin_keys = admin_keys
         self._follower: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -56,32 +69,40 @@ class Frontend:
             serve_app=context.app_name if self.owned_by_serve else None,
         )
         members, _ = await asyncio.gather(start, asyncio.to_thread(_import_vllm))
-        self.llm, args = await make_llm(
-            self.spec, members["attention"], client_index=context.rank.rank
-        )
+        self.llm, args = await make_llm(self.spec, members, client_index=context.rank.rank)
         self._follower = asyncio.create_task(self._follow(manager, members["version"]))
-        return await make_app(self.llm, args, self.keys)
+        app = await make_app(self.llm, args, self.keys, self.spec.frontend.max_requests)
+        variable = self.spec.frontend.admin_keys_env
+        return AdminMount(app, make_admin(manager, self.admin_keys, variable))
 
-    async def _follow(self, manager: Any, version: int) -> None:
-        """Keep the pool's members as the manager has them; serve on while it is away."""
+    async def _follow(self, manager: Any, version: Any) -> None:
+        """Keep the pool's members as the manager has them; serve on while it is away.
+
+        A version is compared for equality only: a restarted manager counts anew.
+        """
         while True:
             try:
                 members = await manager.members.remote(version, FOLLOW_S)
-                version = members["version"]
-                self.llm.pool.set_actors(members["attention"])
-                self.llm.not_ready = members["not_ready"]
             except RayError as error:
                 logger.warning("the manager does not answer: %s", str(error).splitlines()[0])
-                await asyncio.sleep(2.0)
+                await asyncio.sleep(RETRY_S)
+                continue
+            version = members["version"]
+            try:
+                adopt_members(self.llm, members)
+            except ValueError as error:  # serve on with the members that did fit
+                logger.error("%s", error)
 
 
 async def make_llm(
-    spec: ClusterSpec, actors: Mapping[str, Any], *, client_index: int
+    spec: ClusterSpec, members: Mapping[str, Any], *, client_index: int
 ) -> tuple[PooledLLM, Namespace]:
     """The engine client of one replica, and the server arguments that it was made from.
 
     Args:
-        actors: attention actors by name, ready to take requests.
+        members: what the manager tells about the attention actors: handles by name under
+            ``attention``, the names of draining ones under ``draining``, and under ``not_ready``
+            why the deployment can't serve now, or None.
         client_index: the replica's rank. Replicas don't share one; vLLM sends statistics that
             belong to nobody's request to number 0, so there should be a 0.
     """
@@ -93,20 +114,40 @@ async def make_llm(
     config = engine_config(args)
     router = Router(block_size=config.cache_config.block_size or 16)
     # Twice the pool's size: old and new actors overlap while the pool changes.
-    pool = AttentionPool(client_index, capacity=2 * spec.attention.max, router=router)
-    pool.set_actors(actors)
-    return PooledLLM(config, pool, log_requests=args.enable_log_requests), args
+    pool = AttentionPool(
+        client_index,
+        capacity=2 * spec.attention.max,
+        router=router,
+        wait_s=spec.membership.wait_s,
+    )
+    llm = PooledLLM(config, pool, log_requests=args.enable_log_requests)
+    adopt_members(llm, members)
+    return llm, args
 
 
-async def make_app(llm: PooledLLM, args: Namespace, keys: KeyRing) -> ASGIApp:
-    """vLLM's OpenAI app over ``llm``, guarded by ``keys``."""
+def adopt_members(llm: PooledLLM, members: Mapping[str, Any]) -> None:
+    """Make the manager's list of members the pool's.
+
+    Raises:
+        ValueError: more actors than the pool has room for; those that fit are in.
+    """
+    llm.not_ready = members["not_ready"]
+    llm.pool.set_actors(members["attention"], members.get("draining") or ())
+
+
+async def make_app(llm: PooledLLM, args: Namespace, keys: KeyRing, max_requests: int) -> ASGIApp:
+    """vLLM's OpenAI app over ``llm``, guarded by ``keys``; ``max_requests`` in hand at most."""
+    from vllm import envs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
     await init_app_state(llm, app.state, args, tasks)
-    return DisconnectOnCancel(KeyGuard(app, keys))
+    # A stored response may be made in the background, after its client has gone.
+    on_abandoned = None if envs.VLLM_ENABLE_RESPONSES_API_STORE else llm.abandon
+    guarded = KeyGuard(Admission(app, max_requests), keys)  # strangers take no place
+    return DisconnectOnCancel(guarded, on_abandoned)
 
 
 def _import_vllm() -> None:

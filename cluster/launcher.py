@@ -6,49 +6,65 @@ until it answers. Whatever fails, nothing that was started here is left behind. 
 
 from __future__ import annotations
 
-import logging
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from actors.errors import AffluxError
 from cluster import preflight, ray_actors, ray_head, records
 from cluster.app import application
+from cluster.connection import (
+    ASK_S,
+    ManagerAway,
+    NoRay,
+    NotRunning,
+    answers,
+    connected,
+    find_ray,
+    get,
+)
 from cluster.manager import connect_manager, find_manager
-from cluster.names import NAMESPACE
 from cluster.ray_head import HeadOptions
 from cluster.records import Record
 from cluster.spec import ROLES, ClusterSpec
-from cluster.status import ActorEvent, ClusterHandle, ClusterStatus, DownReport
+from cluster.status import ActorEvent, ClusterHandle, DownReport
+from cluster.verbs import change, changes, flip, rebalance, retire, scale, status, watch
+
+__all__ = [
+    "AlreadyUp",
+    "FrontendFailed",
+    "ManagerAway",
+    "NoRay",
+    "NotRunning",
+    "ServeElsewhere",
+    "change",
+    "changes",
+    "connected",
+    "down",
+    "flip",
+    "rebalance",
+    "retire",
+    "scale",
+    "status",
+    "up",
+    "watch",
+]
 
 OnEvent = Callable[[ActorEvent], None]
 
 STOP_S = 30.0
-ASK_S = 20.0
 
 
 class AlreadyUp(AffluxError):
     """A deployment of this name runs already, with another spec."""
 
     code = "already_up"
-
-
-class NotRunning(AffluxError):
-    """There is no deployment of this name."""
-
-    code = "not_running"
-
-
-class NoRay(AffluxError):
-    """The Ray cluster at the given address can't be reached."""
-
-    code = "no_ray"
 
 
 class ServeElsewhere(AffluxError):
@@ -89,7 +105,7 @@ def up(
         if handle is not None:
             return handle
         _clean_up(record)
-    found = _find_ray(address)
+    found = find_ray(address)
     if found is None:
         if ray.is_initialized():
             current = ray.get_runtime_context().gcs_address
@@ -100,8 +116,9 @@ def up(
         preflight.check_port(spec.frontend.host, spec.frontend.port)
         preflight.check_model(spec)
         note("starting Ray on this machine")
-        keys = (spec.frontend.api_keys_env,) if spec.frontend.api_keys_env else ()
-        ray_record, found = ray_head.start(head or _head_for(spec), without_env=keys)
+        keys = (spec.frontend.api_keys_env, spec.frontend.admin_keys_env)
+        secret = tuple(variable for variable in keys if variable)
+        ray_record, found = ray_head.start(head or _head_for(spec), without_env=secret)
         record = Record(name=spec.name, address=found, url=_url(spec), ray=ray_record)
         records.save(record)
     else:
@@ -134,7 +151,7 @@ def down(name: str, *, address: str | None = None) -> DownReport:
     """
     record = records.load(name)
     if record is None:
-        found = _find_ray(address)
+        found = find_ray(address)
         if found is None:
             return DownReport(name=name, found=False)
         record = Record(name=name, address=found, url="")
@@ -153,107 +170,6 @@ def down(name: str, *, address: str | None = None) -> DownReport:
         processes=count,
         left=left,
     )
-
-
-def status(name: str, *, address: str | None = None) -> ClusterStatus:
-    """Ask a deployment's manager for everything about it.
-
-    Raises:
-        NotRunning: there is no such deployment.
-        NoRay: its Ray cluster does not answer.
-    """
-    record = records.load(name)
-    if record is None:
-        found = _find_ray(address)
-        if found is None:
-            raise _not_running(name)
-        record = Record(name=name, address=found, url="")
-    if record.ray is not None and not ray_head.alive(record.ray):
-        raise NotRunning(
-            f"{name} is not running any more: its Ray ended; clean up with: afflux down --name "
-            f"{name}"
-        )
-    with connected(record):
-        manager = find_manager(name)
-        if manager is None:
-            raise _not_running(name)
-        return _get(manager.status.remote(), ASK_S)
-
-
-@contextmanager
-def connected(record: Record) -> Iterator[None]:
-    """Inside, this process is connected to the deployment's Ray cluster.
-
-    A connection that exists already is used as it is and stays open.
-
-    Raises:
-        NoRay: nothing answers there, or this process is connected to another cluster.
-    """
-    if ray.is_initialized():
-        current = ray.get_runtime_context().gcs_address
-        if current != record.address:
-            raise NoRay(
-                f"this process is connected to the Ray cluster {current}, but {record.name} is in "
-                f"{record.address}; call ray.shutdown() first"
-            )
-        yield
-        return
-    with ray_head.credentials(record.ray):
-        _connect(record)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _connect(record: Record) -> None:
-    level = logging.getLogger("ray.serve")
-    level.setLevel(logging.ERROR)
-    try:
-        ray.init(
-            address=record.address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NoRay(
-            f"cannot reach the Ray cluster at {record.address}: {first}. Check --address (or "
-            "RAY_ADDRESS), and that its token is known here if it wants one"
-        ) from None
-
-
-def _find_ray(address: str | None) -> str | None:
-    """Address of the Ray cluster to join; None for a new one of our own."""
-    if address == "local":
-        return None
-    if address not in (None, "auto"):
-        return address
-    from ray._private.services import canonicalize_bootstrap_address
-
-    with suppress(ConnectionError):  # none was started by `ray start`
-        found = canonicalize_bootstrap_address("auto")
-        if found is not None and _answers(found):
-            return found
-    if address == "auto":
-        raise NoRay(
-            "found no Ray cluster on this machine that `ray start` started; give --address "
-            "host:port, or leave it out to have one started"
-        )
-    return None
-
-
-def _answers(address: str) -> bool:
-    import socket
-
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
-            return True
-    except (OSError, ValueError):
-        return False
 
 
 def _head_for(spec: ClusterSpec) -> HeadOptions:
@@ -285,7 +201,7 @@ def _deploy(spec: ClusterSpec, note: _Notes) -> None:
         note("starting Ray Serve")
         _serve(spec, had_serve)
         _wait_until_ready(spec, manager, start, note)
-        _get(manager.set_url.remote(_url(spec)), ASK_S)
+        get(manager.set_url.remote(_url(spec)), ASK_S)
     except BaseException:
         with suppress(Exception):
             _undeploy(spec.name, shut_serve_down=not had_serve)
@@ -338,16 +254,16 @@ def _wait_until_ready(spec: ClusterSpec, manager: Any, start: Any, note: _Notes)
     told = 0
     actors_ready = False
     while time.monotonic() < deadline:
-        for event in _get(manager.events.remote(told, 0.3), ASK_S):
+        for event in get(manager.events.remote(told, 0.3), ASK_S):
             told = event.number
             note.event(event)
         if not actors_ready and ray.wait([start], timeout=0)[0]:
-            _get(start, ASK_S)
+            get(start, ASK_S)
             actors_ready = True
             note("starting the HTTP server")
         app = serve.status().applications.get(spec.name)
         if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            _get(start, spec.startup_timeout_s)  # the actors' failure says more
+            get(start, spec.startup_timeout_s)  # the actors' failure says more
             reasons = [app.message, *(d.message for d in app.deployments.values())]
             raise FrontendFailed(
                 f"the HTTP server did not start: {' '.join(filter(None, reasons))}"
@@ -385,8 +301,8 @@ def _undeploy(name: str, *, shut_serve_down: bool = True) -> tuple[str, ...] | N
         serve.delete(name)
     stopped: tuple[str, ...] = ()
     if manager is not None:
-        with suppress(RayError, TimeoutError):
-            stopped = tuple(actor.name for actor in _get(manager.stop.remote(), STOP_S))
+        with suppress(RayError, ManagerAway):
+            stopped = tuple(actor.name for actor in get(manager.stop.remote(), STOP_S))
         ray_actors.kill(manager)
     ray_actors.remove_groups(name)
     if client is not None and shut_serve_down and not serve.status().applications:
@@ -407,7 +323,7 @@ def _running(spec: ClusterSpec, record: Record) -> ClusterHandle | None:
     """The handle of a deployment that this machine has a record of, if it still runs."""
     if record.ray is not None and not ray_head.alive(record.ray):
         return None
-    if record.ray is None and not _answers(record.address):
+    if record.ray is None and not answers(record.address):
         return None
     with connected(record):
         manager = find_manager(spec.name)
@@ -416,8 +332,8 @@ def _running(spec: ClusterSpec, record: Record) -> ClusterHandle | None:
 
 def _same_or_refuse(spec: ClusterSpec, manager: Any, record: Record) -> ClusterHandle:
     flags = "" if spec.name == "afflux" else f" --name {spec.name}"
-    running = ClusterSpec.model_validate(_get(manager.spec_data.remote(), ASK_S))
-    report = _get(manager.status.remote(), ASK_S)
+    running = ClusterSpec.model_validate(get(manager.spec_data.remote(), ASK_S))
+    report = get(manager.status.remote(), ASK_S)
     if running != spec or report.health not in ("ready", "degraded", "starting"):
         raise AlreadyUp(
             f"{spec.name} is up already"
@@ -461,23 +377,8 @@ class _Notes:
             self._on_event(event.model_copy(update={"seconds": seconds}))
 
 
-def _get(call: Any, timeout_s: float) -> Any:
-    """``ray.get`` with a deadline; an error of our own code is raised as itself."""
-    try:
-        return ray.get(call, timeout=timeout_s)
-    except RayTaskError as error:
-        if isinstance(error.cause, AffluxError):
-            raise error.cause from None
-        raise
-
-
 def _url(spec: ClusterSpec) -> str:
     host = spec.frontend.host
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{spec.frontend.port}"
-
-
-def _not_running(name: str) -> NotRunning:
-    flags = "" if name == "afflux" else f" --name {name}"
-    return NotRunning(f"{name} is not running; start it with: afflux up{flags}")

@@ -1,37 +1,41 @@
-"""The manager: a detached Ray actor that starts a deployment's actors, watches and stops them.
+"""The manager: a detached Ray actor that starts a deployment, changes it, and keeps it whole.
 
-It places attention and FFN actors, has them load, makes every pair meet, publishes the expert
-table, and tells frontends which attention actors there are. No request passes through it: serving
-goes on while it is away. Not for Ray clusters or HTTP: see ``launcher.py`` and ``frontend.py``.
+It owns the ``Membership`` (what should happen), the ``Seats`` (making it happen on Ray) and the
+``WarmPool``, and tells frontends which attention actors there are. No request passes through it:
+serving goes on while it is away, and when Ray starts it anew it reads the truth from the actors.
+Not for Ray clusters or HTTP: see ``launcher.py`` and ``frontend.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Awaitable
+import uuid
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from actors.errors import AffluxError
-from actors.table import ExpertTable
-from cluster import preflight, ray_actors
+from cluster import preflight, ray_actors, recovery
+from cluster.change import Action, Change, Times
+from cluster.expert_loads import ExpertLoads
+from cluster.membership import Membership
 from cluster.names import NAMESPACE, actor_name, manager_name
-from cluster.placement import experts_of, initial_table
+from cluster.placement import Rules
+from cluster.seats import ANSWER_S, STOP_S, Seat, SeatGone, Seats, words
 from cluster.spec import ROLES, ClusterSpec, Role
-from cluster.status import ActorEvent, ActorStatus, ClusterStatus, Health, State
+from cluster.status import ActorEvent, ActorStatus, ChangeReport, ClusterStatus, Health, State
+from cluster.warm import WarmPool
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-WATCH_S = 1.0
-ANSWER_S = 5.0
-STOP_S = 4.0
+LOADS_S = 5.0
+ORPHAN_S = 4.0
 
 
 class StartFailed(AffluxError):
@@ -46,27 +50,6 @@ class OtherSpec(AffluxError):
     code = "other_spec"
 
 
-@dataclass
-class Member:
-    """An attention or FFN actor; ``name`` is short, as in ``ffn-0``."""
-
-    name: str
-    role: Role
-    state: State = "pending"
-    detail: str = ""
-    group: Any = None
-    handle: Any = None
-    info: dict[str, Any] | None = None
-    node_id: str | None = None
-    node_ip: str | None = None
-    pid: int | None = None
-
-    @property
-    def alive(self) -> bool:
-        """It has a process, as far as is known."""
-        return self.handle is not None and self.state not in ("failed", "stopped")
-
-
 class Manager:
     """One deployment. Methods are asynchronous and safe to call at any time.
 
@@ -76,22 +59,35 @@ class Manager:
 
     def __init__(self, spec: dict[str, Any]):
         self.spec = ClusterSpec.model_validate(spec)
-        self.table: ExpertTable | None = None
-        self._members = {
-            name: Member(name, role)
-            for role in ROLES
-            for name in (f"{role}-{i}" for i in range(self.spec.pool(role).count))
-        }
+        self.membership: Membership | None = None
+        self.warm = WarmPool.of(self.spec, self._nodes)
+        self.seats = Seats(
+            self.spec,
+            self.warm,
+            on_state=self._on_state,
+            on_lost=self._on_lost,
+            on_fault=self._on_fault,
+        )
+        self.loads = ExpertLoads()
+        self._incarnation = uuid.uuid4().hex
+        self._began = time.monotonic()
         self._health: Health = "starting"
         self._detail = ""
         self._url: str | None = None
-        self._began = time.monotonic()
+        self._serve_app: str | None = None
         self._events: list[ActorEvent] = []
         self._version = 0
         self._changed = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._serve_app: str | None = None
+        self._errors: dict[str, AffluxError] = {}  # what a start failed of, by action
+        self._queues: dict[str, asyncio.Task[None]] = {}  # the last action of each actor
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._note_number = 0
+        self._telling = False
+        self._took_over = not _restarted()
+        if not self._took_over:  # no loop runs yet: have the first call be our own
+            ray.get_runtime_context().current_actor.take_over.remote()
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -113,6 +109,7 @@ class Manager:
             OtherSpec: this deployment runs another spec.
             AffluxError: what went wrong and at which actor; nothing is left running.
         """
+        await self.take_over()
         if ClusterSpec.model_validate(spec) != self.spec:
             raise OtherSpec(
                 f"{self.spec.name} is running with another spec; stop it first "
@@ -127,139 +124,111 @@ class Manager:
 
     async def _start(self, count_frontend: bool) -> None:
         try:
-            async with asyncio.timeout(self.spec.startup_timeout_s):
-                await self._bring_up(count_frontend)
+            checkpoint = await asyncio.to_thread(preflight.check_model, self.spec)
+            ray_actors.check_room(self.spec, count_frontend=count_frontend)
+            self.membership = self._new_membership(checkpoint)
+            change = self.membership.start(self._now())
+            await self._ended(change)
+            if change.phase != "done":
+                raise self._start_error(change)
         except BaseException as error:
             failure = self._explain(error)
-            self._health, self._detail = "failed", str(failure)
+            self._health, self._detail = "failed", failure.message
             await self._tear_down()
-            self._note(None, "failed", str(failure))
+            self._note(None, "failed", failure.message)
             raise failure from None
-        self._health = "ready"
-        self._note(None, "ready", f"epoch {self.table.epoch if self.table else 0}")
+        self._note(None, "ready", f"epoch {self.membership.epoch}")
+        self._run()
+
+    def _run(self) -> None:
+        """From now on keep things as they should be."""
+        self._judge()
         self._bump()
-        self._watching = asyncio.create_task(self._watch())
+        self.warm.fill()
+        self._spawn(self._gather_loads())
+        self._spawn(self._watch_serve())
 
-    async def _bring_up(self, count_frontend: bool) -> None:
-        checkpoint = await asyncio.to_thread(preflight.check_model, self.spec)
-        ray_actors.check_room(self.spec, count_frontend=count_frontend)
-        await asyncio.gather(*(self._place(member) for member in self._members.values()))
-        self.table = initial_table(
-            checkpoint.moe_layers, checkpoint.num_experts, self._names("ffn")
+    def _new_membership(self, checkpoint: Any) -> Membership:
+        spec, ms = self.spec, self.spec.membership
+        each = self.seats.expert_bytes = _expert_bytes(checkpoint)
+        budget = spec.ffn.expert_memory_gib
+        return Membership(
+            checkpoint.moe_layers,
+            checkpoint.num_experts,
+            targets={role: spec.pool(role).count for role in ROLES},
+            limits={role: (spec.pool(role).min, spec.pool(role).max) for role in ROLES},
+            rules=Rules(
+                min_replicas=spec.ffn.min_replicas,
+                redundant=spec.ffn.redundant_experts,
+                slots=None if budget is None else int(budget * 2**30 / each),
+            ),
+            times=Times(
+                prepare_s=ms.prepare_s,
+                commit_s=ms.commit_s,
+                drain_s=ms.drain_s,
+                start_s=spec.startup_timeout_s,
+            ),
+            replace_lost=ms.replace_lost,
+            wall=time.time() - time.monotonic(),
+            on_change=self._on_change,
         )
-        await _all(self._load(member) for member in self._members.values())
-        await self._introduce()
-        for member in self._of("attention"):
-            await self._ask(member, member.handle.adopt.remote(self.table))
-        for member in self._members.values():
-            self._set(member, "ready")
 
-    async def _place(self, member: Member) -> None:
-        pool = self.spec.pool(member.role)
-        self._set(member, "pending")
-        member.group = await asyncio.to_thread(
-            ray_actors.create_group, self.spec.name, member.name, pool
-        )
-        while not await asyncio.to_thread(member.group.wait, 2):
-            pass  # the deadline of the whole start ends this
-        self._set(member, "placed")
+    async def take_over(self) -> None:
+        """After Ray has started this process anew: find out what there is, and go on with it."""
+        if self._took_over:
+            return
+        if self._starting is None or (self._starting.done() and self._starting.exception()):
+            self._starting = asyncio.create_task(self._recover())
+        await asyncio.shield(self._starting)
 
-    async def _load(self, member: Member) -> None:
-        """Start the process and have it load its part of the model."""
-        member.handle = ray_actors.create_actor(self.spec, member.role, member.name, member.group)
-        self._set(member, "importing")
-        await self._ask(member, member.handle.ping.remote())
-        place = await asyncio.to_thread(ray_actors.where, member.handle)
-        member.node_id, member.node_ip, member.pid = place
-        loading = asyncio.ensure_future(
-            self._ask(member, member.handle.start.remote(self._config(member)))
-        )
+    async def _recover(self) -> None:
         try:
-            while not loading.done():
-                await asyncio.wait([loading], timeout=0.5)
-                if not loading.done() and member.state != "loading":
-                    await self._follow_load(member)
-            member.info = loading.result()
-        finally:
-            loading.cancel()
-        self._set(member, "loading", "loaded")
+            found = await recovery.look_around(self.spec)
+            if found.note is None:  # the one before had started nothing
+                self._took_over, self._starting = True, None
+                return
+            checkpoint = await asyncio.to_thread(preflight.check_model, self.spec)
+            self.membership = self._new_membership(checkpoint)
+            self._url, self._serve_app = found.note.get("url"), found.note.get("serve_app")
+            self._note_number = found.note["number"]
+            for name, handle, node_id in found.warm:
+                self.warm.adopt(name, handle, node_id)
+            for seat in found.seats:
+                self.seats.by_name[seat.name] = seat
+                if seat.state == "ready":
+                    self.seats.watch(seat)
+            recovery.restore(self.membership, found, self._now())
+            self._took_over = True
+        except Exception as error:
+            logger.exception("could not take over %s", self.spec.name)
+            self.membership = None
+            self._health, self._detail = "failed", f"the manager could not take over: {error}"
+            raise
+        self._note(None, "ready", f"took over {len(found.seats)} actors")
+        self._pump()
+        self._run()
 
-    async def _follow_load(self, member: Member) -> None:
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                if await member.handle.ping.remote() == "loading":
-                    self._set(member, "loading")
-        except (TimeoutError, RayError):
-            pass  # ``start`` has the real answer
-
-    def _config(self, member: Member) -> Any:
-        from actors.engine import AttentionConfig
-        from actors.ffn import FFNConfig
-
-        spec = self.spec
-        if member.role == "attention":
-            return AttentionConfig(
-                name=member.name,
-                model=spec.model.path,
-                dtype=spec.model.dtype,
-                engine=dict(spec.attention.engine),
-                lanes=None if spec.lanes == "auto" else spec.lanes,
-                max_frame_tokens=spec.transport.max_frame_tokens,
-                timeout_s=spec.transport.timeout_s,
-                ucx_tls=spec.transport.ucx_tls,
-            )
-        assert self.table is not None
-        return FFNConfig(
-            name=member.name,
-            model=spec.model.path,
-            experts=experts_of(self.table, member.name),
-            dtype=spec.model.dtype,
-            max_frame_tokens=spec.transport.max_frame_tokens,
-            threads=ray_actors.cpu_threads(spec.ffn),
-            engine_args=dict(spec.ffn.engine),
-            device="cuda" if spec.ffn.resources.gpus else "cpu",
-            ucx_tls=spec.transport.ucx_tls,
-        )
-
-    async def _introduce(self) -> None:
-        """Every attention actor meets every FFN actor; each refuses a peer of another model."""
-        for attention in self._of("attention"):
-            for ffn in self._of("ffn"):
-                theirs = await self._ask(ffn, ffn.handle.offer.remote(attention.name))
-                mine = await self._ask(attention, attention.handle.offer.remote(ffn.name))
-                await self._ask(attention, attention.handle.connect.remote(theirs))
-                await self._ask(ffn, ffn.handle.connect.remote(mine))
-            self._set(attention, "connected", f"{len(self._of('ffn'))} peers")
-        for ffn in self._of("ffn"):
-            self._set(ffn, "connected", f"{len(self._of('attention'))} peers")
-
-    async def _ask(self, member: Member, call: Awaitable[T]) -> T:
-        """Await a call to an actor; an error is turned into one that names the actor."""
-        try:
-            return await call
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            text = f"{member.name}: {_words(cause)}"
-            self._set(member, "failed", _words(cause))
-            code = cause.code if isinstance(cause, AffluxError) else None
-            raise StartFailed(text, code) from None
-        except RayActorError as error:
-            self._set(member, "failed", _words(error))
-            raise StartFailed(f"{member.name}: its process ended: {_words(error)}") from None
+    def _start_error(self, change: Change) -> AffluxError:
+        label = change.error.partition(":")[0]
+        known = self._errors.get(label)
+        if known is not None:
+            return known
+        if change.error.startswith("not prepared within"):
+            return self._explain_timeout()
+        return StartFailed(change.error)
 
     def _explain(self, error: BaseException) -> AffluxError:
         if isinstance(error, AffluxError):
             return error
-        if isinstance(error, TimeoutError):
-            return self._explain_timeout()
         if isinstance(error, asyncio.CancelledError):
             return StartFailed(f"the start of {self.spec.name} was called off", "called_off")
         logger.error("start failed", exc_info=error)
         return StartFailed(f"{type(error).__name__}: {error}")
 
     def _explain_timeout(self) -> AffluxError:
-        late = [f"{m.name} is {m.state}" for m in self._members.values() if m.state != "ready"]
-        homeless = {m.name for m in self._members.values() if m.state == "pending"}
+        seats = self.seats.by_name.values()
+        late = [f"{seat.name} is {seat.state}" for seat in seats if seat.state != "ready"]
+        homeless = {seat.name for seat in seats if seat.node_id is None}
         wanted = [need for need in preflight.needs(self.spec) if need.what in homeless]
         lines = preflight.lacking(wanted, ray_actors.free_nodes())
         return StartFailed(
@@ -269,45 +238,254 @@ class Manager:
             "start_timeout",
         )
 
-    # -- watch -----------------------------------------------------------------------------------
+    # -- verbs -----------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        """Notice actors that are gone, and a Serve application that was deleted."""
-        turn = 0
-        while True:
-            await asyncio.sleep(WATCH_S)
-            await asyncio.gather(*(self._check(m) for m in self._members.values() if m.alive))
-            self._judge()
-            turn = (turn + 1) % 4
-            if turn == 0 and self._serve_app is not None and await self._orphaned():
-                logger.warning("Serve application %s is gone; stopping", self._serve_app)
-                await self.stop()
-                ray.kill(ray.get_runtime_context().current_actor)
+    async def scale(self, attention: int | None = None, ffn: int | None = None) -> ChangeReport:
+        """Have this many actors of each role given; returns at once.
 
-    async def _check(self, member: Member) -> None:
+        Raises:
+            Refused: outside of the spec's bounds.
+        """
+        wanted: dict[Role, int] = {}
+        if attention is not None:
+            wanted["attention"] = attention
+        if ffn is not None:
+            wanted["ffn"] = ffn
+        return await self._order(lambda core: core.scale(wanted, self._now()))
+
+    async def retire(self, actor: str, replace: bool = False) -> ChangeReport:
+        """Let an actor go; returns at once. Raises Refused."""
+        return await self._order(lambda core: core.retire(actor, self._now(), replace=replace))
+
+    async def flip(self, actor: str, to: Role) -> ChangeReport:
+        """Turn an actor of one role into one of the other; returns at once. Raises Refused."""
+        room = await asyncio.to_thread(self._room_for, to)
+        return await self._order(lambda core: core.flip(actor, to, self._now(), room=room))
+
+    async def rebalance(self) -> ChangeReport:
+        """Place the experts anew by measured load; returns at once."""
+        await self._take_loads()
+        return await self._order(lambda core: core.rebalance(self._now()))
+
+    async def change(self, number: int, timeout_s: float = 0.0) -> ChangeReport:
+        """A change by its number; waits until it has ended, at most ``timeout_s``.
+
+        Raises:
+            AffluxError: code ``unknown_change``.
+        """
+        core = await self._ready_core()
+        change = core.change_by_number(number)
+        if change is None:
+            raise AffluxError(f"there is no change {number}", code="unknown_change")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._ended(change)
+        return core.report(change)
+
+    async def history(self, limit: int = 50) -> list[ChangeReport]:
+        """The last changes, newest last."""
+        core = await self._ready_core()
+        return core.reports(limit)
+
+    async def _order(self, give: Callable[[Membership], Change]) -> ChangeReport:
+        await self.take_over()
+        core = self.membership
+        if core is None or core.table is None:
+            raise AffluxError(
+                f"{self.spec.name} is {self._health}; wait until it is ready", code="not_ready"
+            )
+        change = give(core)
+        self._pump()
+        return core.report(change)
+
+    async def _ready_core(self) -> Membership:
+        await self.take_over()
+        if self.membership is None:
+            raise AffluxError(f"{self.spec.name} is {self._health}", code="not_ready")
+        return self.membership
+
+    def _room_for(self, role: Role) -> bool:
         try:
-            async with asyncio.timeout(ANSWER_S):
-                await member.handle.ping.remote()
-            member.detail = ""
-        except TimeoutError:
-            member.detail = f"no answer for {ANSWER_S:g} s"
-        except RayError as error:
-            self._set(member, "failed", _words(error))
-            self._bump()
+            ray_actors.check_one_more(self.spec, role)
+        except preflight.LackingResources:
+            return False
+        return True
+
+    # -- carrying out ----------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Hand out what the membership wants done, and wake up at its next deadline."""
+        core = self.membership
+        if core is None:
+            return
+        for action in core.actions():
+            before = None if action.fence else self._queues.get(action.actor)
+            task = self._spawn(self._carry_out(core, action, before))
+            self._queues[action.actor] = task
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        deadline = core.next_deadline()
+        if deadline is not None:
+            loop = asyncio.get_running_loop()
+            self._alarm = loop.call_later(max(0.0, deadline - self._now()), self._tick)
+
+    def _tick(self) -> None:
+        if self.membership is not None:
+            self.membership.tick(self._now() + 1e-3)
+            self._pump()
+
+    async def _carry_out(
+        self, core: Membership, action: Action, before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None and not before.done():
+            await asyncio.wait([before])  # an actor's actions keep their order
+        try:
+            await self._perform(action)
+        except SeatGone as error:
+            self._lose(error.name, error.message)
+            core.failed(action.number, error.message, self._now())
+        except AffluxError as error:
+            self._errors[action.label] = error
+            core.failed(action.number, error.message, self._now())
+        except Exception as error:
+            logger.exception("%s failed", action.label)
+            core.failed(action.number, words(error), self._now())
+        else:
+            core.done(action.number, self._now())
+        finally:
+            self._pump()
+
+    async def _perform(self, action: Action) -> None:
+        seats, name = self.seats, action.actor
+        match action.kind:
+            case "start":
+                await seats.start(name, action.role, action.experts, action.epoch, action.sources)
+            case "grow":
+                await seats.grow(name, action.experts, action.sources)
+            case "connect":
+                await seats.connect(name, action.peer)
+                for seat in (seats.by_name[name], seats.by_name[action.peer]):
+                    if seat.state == "loading":
+                        seats.set_state(seat, "connected")
+            case "publish":
+                assert action.table is not None
+                await seats.publish(name, action.table)
+            case "keep":
+                await seats.keep(name, action.experts, action.epoch)
+            case "drain":
+                await seats.drain(name)
+            case "disconnect":
+                await seats.disconnect(name, action.peer)
+            case "stop":
+                await seats.stop(name, fence=action.fence)
+
+    # -- news ------------------------------------------------------------------------------------
+
+    def _on_lost(self, name: str, why: str) -> None:
+        self._lose(name, why)
+        self._pump()
+
+    def _on_fault(self, reporter: str, fault: Any) -> None:
+        if fault.kind in ("lost", "silent"):
+            self._lose(fault.peer, f"{fault.kind}, says {reporter}: {fault.detail}")
+            self._pump()
+
+    def _lose(self, name: str, why: str) -> None:
+        core, seat = self.membership, self.seats.by_name.get(name)
+        known = core.members.get(name) if core is not None else None
+        if core is None or known is None or known.state in ("failed", "retired"):
+            return
+        logger.warning("lost %s: %s", name, why)
+        if seat is not None:
+            self.seats.set_state(seat, "failed", why)
+        core.lost(name, why, self._now())
+
+    def _on_state(self, seat: Seat, state: State, detail: str) -> None:
+        self._note(seat, state, detail)
+
+    def _on_change(self) -> None:
+        """Members, table or a change's phase have changed."""
+        core = self.membership
+        if core is None:
+            return
+        for seat in self.seats.by_name.values():
+            member = core.members.get(seat.name)
+            if member is None or seat.state == member.state:
+                continue
+            if member.state in ("ready", "draining") and seat.handle is not None:
+                self.seats.set_state(seat, member.state)
+        self._judge()
+        self._bump()
+        if self._starting is not None and self._starting.done():
+            self.warm.fill()
+        if not self._telling:
+            self._telling = True
+            self._spawn(self._tell())
+
+    async def _tell(self) -> None:
+        """Leave a note with every worker, for a manager that has to start anew."""
+        await asyncio.sleep(0)  # several changes in one go are one note
+        self._telling = False
+        core = self.membership
+        if core is None:
+            return
+        self._note_number += 1
+        note = recovery.note(core, self._note_number, self._url, self._serve_app)
+        for seat in self.seats.by_name.values():
+            if seat.handle is not None:
+                self._spawn(_quietly(seat.handle.remember.remote(note)))
 
     def _judge(self) -> None:
-        gone = [member for member in self._members.values() if not member.alive]
-        before = self._health
-        if not gone:
-            self._health, self._detail = "ready", ""
-        elif any(m.role == "ffn" for m in gone) or not any(m.alive for m in self._of("attention")):
-            names = ", ".join(member.name for member in gone)
-            self._health, self._detail = "failed", f"gone: {names}; requests can't be served"
+        core = self.membership
+        if core is None or core.table is None:
+            return
+        attention = core.ready("attention")
+        missing = [f"{n} {role}" for role, n in core.missing().items()]
+        what = f"gone: {', '.join(core.gone)}; " if core.gone else ""
+        if not attention:
+            self._health, self._detail = "failed", f"{what}no attention actor is ready"
+        elif core.orphans:
+            self._health = "failed"
+            self._detail = f"{what}{core.orphans} experts have no live holder; requests wait"
+        elif missing:
+            self._health, self._detail = "degraded", f"{what}missing: {', '.join(missing)}"
         else:
-            names = ", ".join(member.name for member in gone)
-            self._health, self._detail = "degraded", f"gone: {names}"
-        if self._health != before:
-            self._bump()
+            self._health, self._detail = "ready", ""
+
+    async def _ended(self, change: Change) -> None:
+        self._pump()
+        while not change.ended:
+            await self._changed.wait()
+
+    # -- measured load ---------------------------------------------------------------------------
+
+    async def _gather_loads(self) -> None:
+        while True:
+            await asyncio.sleep(LOADS_S)
+            await self._take_loads()
+
+    async def _take_loads(self) -> None:
+        core = self.membership
+        if core is None:
+            return
+        for member in core.ready("ffn"):
+            seat = self.seats.by_name.get(member.name)
+            if seat is None or seat.handle is None:
+                continue
+            with suppress(TimeoutError, RayError):
+                async with asyncio.timeout(ANSWER_S):
+                    self.loads.take(seat.name, await seat.handle.loads.remote(), self._now())
+        core.loads = self.loads.current(core.layers, core.num_experts)
+
+    async def _watch_serve(self) -> None:
+        """End with the Serve application that this deployment belongs to."""
+        while True:
+            await asyncio.sleep(ORPHAN_S)
+            if self._serve_app is not None and await self._orphaned():
+                logger.warning("Serve application %s is gone; stopping", self._serve_app)
+                await self.stop()
+                ray_actors.kill(ray.get_runtime_context().current_actor)
 
     async def _orphaned(self) -> bool:
         from ray import serve
@@ -324,35 +502,45 @@ class Manager:
 
     # -- what others ask -------------------------------------------------------------------------
 
-    async def members(self, version: int = -1, timeout_s: float = 0.0) -> dict[str, Any]:
-        """The attention actors that take requests.
+    async def members(self, version: str = "", timeout_s: float = 0.0) -> dict[str, Any]:
+        """The attention actors that serve requests.
 
         Args:
-            version: what the caller has; waits until there is something newer ...
+            version: what the caller has; waits until there is something else ...
             timeout_s: ... for at most this long.
 
         Returns:
-            ``version``; ``attention``: name -> Ray handle; ``not_ready``: None, or why requests
-            can't be served.
+            ``version``: to be compared for equality only; ``attention``: name -> Ray handle;
+            ``draining``: names among them that take no new requests; ``not_ready``: None, or why
+            requests can't be served.
         """
+        await self.take_over()
         deadline = time.monotonic() + timeout_s
-        while version >= self._version and (left := deadline - time.monotonic()) > 0:
-            changed = self._changed
-            try:
-                await asyncio.wait_for(changed.wait(), left)
-            except TimeoutError:
-                break
+        while version == self._version_text and (left := deadline - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
         return self._members_now()
 
     def _members_now(self) -> dict[str, Any]:
-        ready = {m.name: m.handle for m in self._of("attention") if m.state == "ready"}
+        core = self.membership
+        live = core.live("attention") if core is not None else []
+        handles = {m.name: self.seats.by_name[m.name].handle for m in live}
         healthy = self._health in ("ready", "degraded")
-        not_ready = None if healthy else self._detail or f"{self.spec.name} is {self._health}"
-        return {"version": self._version, "attention": ready, "not_ready": not_ready}
+        return {
+            "version": self._version_text,
+            "attention": {name: handle for name, handle in handles.items() if handle is not None},
+            "draining": [member.name for member in live if member.state == "draining"],
+            "not_ready": None if healthy else self._detail or f"{self.spec.name} {self._health}",
+        }
+
+    @property
+    def _version_text(self) -> str:
+        return f"{self._incarnation}.{self._version}"
 
     async def set_url(self, url: str) -> None:
         """Remember where the frontend listens, for ``status``."""
         self._url = url
+        self._on_change()
 
     async def events(self, since: int = 0, timeout_s: float = 0.0) -> list[ActorEvent]:
         """Events with a number above ``since``; waits up to ``timeout_s`` for the first."""
@@ -367,97 +555,100 @@ class Manager:
 
     async def status(self) -> ClusterStatus:
         """Everything about the deployment; asks the actors, each with a deadline."""
-        await asyncio.gather(*(self._refresh(m) for m in self._members.values() if m.alive))
+        await self.take_over()
+        seats = [seat for seat in self.seats.by_name.values() if self._shown(seat)]
+        alive = [seat for seat in seats if seat.handle is not None and seat.state != "failed"]
+        await asyncio.gather(*(self.seats.refresh(seat) for seat in alive))
+        core = self.membership
         return ClusterStatus(
             name=self.spec.name,
             url=self._url,
             health=self._health,
-            epoch=self.table.epoch if self.table else None,
+            epoch=core.table.epoch if core is not None and core.table else None,
             lanes=self.spec.lanes,
             model=self.spec.served_name,
-            actors=tuple(self._describe(member) for member in self._members.values()),
+            actors=tuple(self._describe(seat) for seat in seats),
+            targets=dict(core.targets) if core is not None else {},
+            change=core.report(core.change) if core is not None and core.change else None,
+            warm=self.warm.ready,
+            warm_target=self.spec.warm_workers,
+            emulated=self.spec.emulate is not None,
+            manager_pid=os.getpid(),
             detail=self._detail,
         )
 
-    async def _refresh(self, member: Member) -> None:
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                member.info = await member.handle.info.remote()
-        except (TimeoutError, RayError) as error:
-            member.detail = _words(error) or "no answer"
+    def _shown(self, seat: Seat) -> bool:
+        core = self.membership
+        member = core.members.get(seat.name) if core is not None else None
+        if core is None or member is None:
+            return True
+        return member.state not in ("retired", "failed") or seat.name in core.gone
 
-    def _describe(self, member: Member) -> ActorStatus:
-        info = member.info or {}
-        held = experts_of(self.table, member.name) if self.table else {}
+    def _describe(self, seat: Seat) -> ActorStatus:
+        info = seat.info or {}
+        table = self.membership.table if self.membership is not None else None
+        held = table.shard(seat.name) if table is not None else {}
         counts = {layer: len(experts) for layer, experts in held.items()}
-        is_ffn = member.role == "ffn" and self.table is not None
+        is_ffn = seat.role == "ffn" and table is not None
         return ActorStatus(
-            name=member.name,
-            role=member.role,
-            state=member.state,
+            name=seat.name,
+            role=seat.role,
+            state=seat.state,
             node=info.get("host"),
-            node_ip=member.node_ip,
-            pid=member.pid,
-            placement_group=member.group.id.hex() if member.group else None,
-            resources=self.spec.pool(member.role).resources.bundle(),
+            node_ip=seat.node_ip,
+            pid=seat.pid,
+            placement_group=seat.group.id.hex() if seat.group else None,
+            resources=self.spec.pool(seat.role).resources.bundle(),
             experts=counts if is_ffn else None,
             expert_total=sum(counts.values()) if is_ffn else None,
             allocated_bytes=info.get("allocated_bytes", info.get("weight_bytes")),
             peers=tuple(info.get("peers", ())),
-            detail=member.detail or info.get("last_error") or "",
+            detail=seat.detail or info.get("last_error") or "",
         )
 
     # -- stop ------------------------------------------------------------------------------------
 
     async def stop(self) -> list[ActorStatus]:
         """End every actor and remove its place; returns what was running. Idempotent."""
-        for task in (self._starting, self._watching):
-            if task is not None and task is not asyncio.current_task() and not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=STOP_S)
-        running = [self._describe(m) for m in self._members.values() if m.handle is not None]
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait([self._starting], timeout=STOP_S)
+        seats = [seat for seat in self.seats.by_name.values() if seat.handle is not None]
+        running = [self._describe(seat) for seat in seats]
         await self._tear_down()
         self._health, self._detail = "stopped", ""
         self._bump()
         return running
 
     async def _tear_down(self) -> None:
-        alive = [member for member in self._members.values() if member.handle is not None]
-        calls = [member.handle.stop.remote() for member in alive if member.state != "failed"]
-        if calls:  # a clean end closes connections and unlinks shared memory
-            waits = [asyncio.ensure_future(_quietly(call)) for call in calls]
-            await asyncio.wait(waits, timeout=STOP_S)
-        for member in alive:
-            ray_actors.kill(member.handle)
-            member.handle = None
-            if member.state != "failed":
-                self._set(member, "stopped")
+        self.membership = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+        mine = asyncio.current_task()
+        for task in list(self._tasks):
+            if task is not mine:
+                task.cancel()
+        await self.warm.close()
+        seats = list(self.seats.by_name.values())
+        stops = (self.seats.stop(s.name, fence=s.state == "failed", final="stopped") for s in seats)
+        await asyncio.gather(*stops, return_exceptions=True)
         await asyncio.to_thread(ray_actors.remove_groups, self.spec.name)
-        for member in self._members.values():
-            member.group = None
 
     # -- small things ----------------------------------------------------------------------------
 
-    def _of(self, role: Role) -> list[Member]:
-        return [member for member in self._members.values() if member.role == role]
+    def _nodes(self) -> list[str]:
+        """Nodes where actors run, once per actor."""
+        seats = self.seats.by_name.values()
+        return [seat.node_id for seat in seats if seat.handle is not None and seat.node_id]
 
-    def _names(self, role: Role) -> list[str]:
-        return [member.name for member in self._of(role)]
-
-    def _set(self, member: Member, state: State, detail: str = "") -> None:
-        if (member.state, member.detail) == (state, detail) and state != "pending":
-            return
-        member.state, member.detail = state, detail
-        self._note(member, state, detail)
-
-    def _note(self, member: Member | None, state: State, detail: str) -> None:
+    def _note(self, seat: Seat | None, state: State, detail: str) -> None:
         self._events.append(
             ActorEvent(
-                actor=member.name if member else "",
-                role=member.role if member else None,
+                actor=seat.name if seat else "",
+                role=seat.role if seat else None,
                 state=state,
                 detail=detail,
-                seconds=time.monotonic() - self._began,
+                seconds=self._now() - self._began,
                 number=len(self._events) + 1,
             )
         )
@@ -466,6 +657,15 @@ class Manager:
         self._version += 1
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _now(self) -> float:
+        return time.monotonic()
+
+    def _spawn(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task  # type: ignore[return-value]
 
 
 def connect_manager(spec: ClusterSpec) -> Any:
@@ -476,6 +676,7 @@ def connect_manager(spec: ClusterSpec) -> Any:
         "lifetime": "detached",
         "get_if_exists": True,
         "num_cpus": 0,
+        "max_restarts": -1,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
     }
     return ray.remote(Manager).options(**options).remote(spec.model_dump(mode="json"))
@@ -490,36 +691,26 @@ def find_manager(name: str) -> Any | None:
 
 
 def find_actor(deployment: str, member: str) -> Any | None:
-    """The Ray handle of an attention or FFN actor by its short name, or None."""
+    """The Ray handle of a worker by its name (``ffn-0``, or ``warm-1`` if it began so), or None."""
     try:
         return ray.get_actor(actor_name(deployment, member), namespace=NAMESPACE)
     except ValueError:
         return None
 
 
-async def _all(work: Any) -> None:
-    """Run together; the first error calls the others off and is raised."""
-    tasks = [asyncio.ensure_future(job) for job in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+def _restarted() -> bool:
+    """Whether Ray has started this actor anew after it died."""
+    if not ray.is_initialized():
+        return False
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def _expert_bytes(checkpoint: Any) -> float:
+    """Bytes of one expert of one layer, as the checkpoint has it."""
+    total = sum(checkpoint.tensors[name].nbytes for name in checkpoint.experts)
+    return total / (len(checkpoint.moe_layers) * checkpoint.num_experts)
 
 
 async def _quietly(call: Awaitable[Any]) -> None:
     with suppress(RayError):
         await call
-
-
-def _words(error: BaseException) -> str:
-    """The text of an error without Ray's traceback."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
-        error = error.cause
-    if isinstance(error, AffluxError):
-        return error.message
-    text = str(error).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if isinstance(error, RayError):
-        return " ".join(lines[:1] + [line for line in lines[1:] if "exit" in line.lower()][:1])
-    return f"{type(error).__name__}: {text}"

@@ -2,81 +2,50 @@
 
 ``AttentionPool`` is what vLLM's ``AsyncLLM`` talks to instead of an engine process. A request goes
 to one actor by one Ray call; outputs come back over one stream per actor, a message per engine
-step. The pool knows the prompt, the parameters and the emitted tokens of every request in flight,
-so that a request can be started again elsewhere. Not for tokenising, HTTP, or deciding who is a
-member.
+step. A request whose actor is lost, drained or out of reach of its experts is started again at
+another one from the prompt and the tokens emitted so far; when there is none, it waits. Not for
+tokenising, HTTP, or deciding who is a member.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.metrics.stats import SchedulerStats
 
+from cluster import disconnects
+from cluster.flights import (
+    MAX_REPLAYS,
+    Flight,
+    Member,
+    NoAttentionActor,
+    RequestLost,
+    fault_of,
+)
 from cluster.routing import Load, Router
+
+__all__ = ["AttentionPool", "Flight", "NoAttentionActor", "RequestLost", "engine_client"]
 
 logger = logging.getLogger(__name__)
 
 UTILITY_TIMEOUT_S = 60.0
+RETRY_S = 0.25
+"""The first pause before a request goes back to where it failed; it doubles from time to time."""
+
+SIGN_S = 15.0
+"""Pause between signs of life; an actor takes a client for gone after four of them."""
+
 OnFailure = Callable[[list[str], Exception], None]
-
-
-class RequestLost(GracefulHTTPError):
-    """A request that ended because its actor died or its step failed; safe to send again (503)."""
-
-    def __init__(self, message: str):
-        super().__init__(message, HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-class NoAttentionActor(RequestLost):
-    """No attention actor is alive to take the request (503)."""
-
-
-@dataclass(slots=True)
-class Flight:
-    """A request in flight: all that is needed to start it again from where it is."""
-
-    request: EngineCoreRequest
-    actor: str
-    cached_tokens: int = 0
-    emitted: list[int] = field(default_factory=list)
-
-    @property
-    def prompt(self) -> list[int]:
-        """Prompt token ids; empty when the prompt came as embeddings."""
-        return self.request.prompt_token_ids or []
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Prompt tokens that the actor probably has still to compute."""
-        return 0 if self.emitted else max(0, len(self.prompt) - self.cached_tokens)
-
-
-@dataclass(slots=True)
-class Member:
-    """An attention actor in the pool; ``engine_index`` is its label in vLLM's metrics."""
-
-    name: str
-    handle: Any
-    engine_index: int
-    pump: asyncio.Task[None] | None = None
-    flights: dict[str, Flight] = field(default_factory=dict)
-
-    @property
-    def load(self) -> Load:
-        """What waits at this actor, as this pool knows it."""
-        prefill = sum(flight.prefill_tokens for flight in self.flights.values())
-        return Load(len(self.flights), prefill)
 
 
 class _Resources:
@@ -94,6 +63,7 @@ class AttentionPool(EngineCoreClient):
         client_index: tells this pool's outputs from other pools' at the actors; unique per pool.
         capacity: the most members at one time (labels in vLLM's metrics).
         router: chooses the actor of a request.
+        wait_s: seconds that a request waits for an actor that can take it.
         on_failure: called with the ids of requests that end in an error and the reason, before
             their final output with finish reason ``error`` appears.
     """
@@ -104,15 +74,19 @@ class AttentionPool(EngineCoreClient):
         *,
         capacity: int = 16,
         router: Router | None = None,
+        wait_s: float = 60.0,
         on_failure: OnFailure | None = None,
     ):
         self.client_index = client_index
         self.engine_ranks_managed = list(range(capacity))
         self.resources = _Resources()
+        self.wait_s = wait_s
         self.on_failure = on_failure
+        self.replays = 0
         self._router = router or Router()
         self._members: dict[str, Member] = {}
         self._flights: dict[str, Flight] = {}
+        self._dead: dict[str, Any] = {}
         self._outputs: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
@@ -121,115 +95,264 @@ class AttentionPool(EngineCoreClient):
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Names of the live actors."""
+        """Names of the live actors, draining ones included."""
         return tuple(sorted(self._members))
 
     @property
+    def open(self) -> bool:
+        """True while an actor takes new requests; without one they wait."""
+        return any(member.open for member in self._members.values())
+
+    @property
     def flights(self) -> Mapping[str, Flight]:
-        """Requests in flight by id."""
+        """Requests in flight by id, in the order of arrival."""
         return self._flights
 
     def loads(self) -> dict[str, Load]:
         """Load of every live actor as this pool knows it."""
         return {name: member.load for name, member in self._members.items()}
 
-    def set_actors(self, actors: Mapping[str, Any]) -> None:
+    def set_actors(self, actors: Mapping[str, Any], draining: Collection[str] = ()) -> None:
         """Make ``actors`` (name -> Ray handle) the members.
 
         New names join, missing ones leave, and a name with another handle is replaced. Requests at
-        an actor that leaves end with ``RequestLost``.
+        an actor that leaves go on at another one. Actors named in ``draining`` finish what they
+        have and get no new requests.
+
+        Raises:
+            ValueError: more actors than the pool has labels for; those that fit have joined.
         """
-        for name in [*self._members]:
-            if name not in actors or not _same_actor(actors[name], self._members[name].handle):
-                self._drop(self._members[name], f"attention actor {name} is gone")
+        for name, member in [*self._members.items()]:
+            if name not in actors or not _same_actor(actors[name], member.handle):
+                self._drop(member, f"attention actor {name} has left", fault=False)
+        self._dead = {
+            name: handle
+            for name, handle in self._dead.items()
+            if name in actors and _same_actor(actors[name], handle)
+        }
         for name, handle in actors.items():
-            if name not in self._members:
+            if name not in self._members and name not in self._dead:
                 self._join(name, handle)
+        for name, member in self._members.items():
+            member.draining = name in draining
+        self._dispatch()
+        left_out = sorted(actors.keys() - self._members.keys() - self._dead.keys())
+        if left_out:
+            limit = len(self.engine_ranks_managed)
+            raise ValueError(f"{left_out} do not fit: the pool takes {limit} actors at most")
 
     def _join(self, name: str, handle: Any) -> None:
         used = {member.engine_index for member in self._members.values()}
         free = next((i for i in self.engine_ranks_managed if i not in used), None)
         if free is None:
-            raise ValueError(f"{name} does not fit: the pool takes {len(used)} actors at most")
+            return
         member = self._members[name] = Member(name, handle, free)
-        # Listen first: outputs that an actor makes before it has a listener may be dropped there.
-        stream = handle.outputs.options(num_returns="streaming").remote(self.client_index)
-        member.pump = self._spawn(self._pump(member, stream))
+        method = handle.outputs.options(num_returns="streaming")
+        member.pump = self._spawn(self._pump(member, _call(method, self.client_index)))
+        self._spawn(self._give_signs(member))
 
-    def _drop(self, member: Member, reason: str) -> None:
-        """Remove a member and end its requests."""
+    def _drop(self, member: Member, reason: str, *, fault: bool = True) -> None:
+        """Remove a member; its requests go on elsewhere."""
         if self._members.get(member.name) is not member:
             return
         del self._members[member.name]
         self._router.forget(member.name)
         if member.pump is not None and member.pump is not asyncio.current_task():
             member.pump.cancel()
-        lost = list(member.flights)
-        logger.warning("%s; %d requests end", reason, len(lost))
-        self._fail(lost, RequestLost(f"{reason}; send the request again"))
+        moved, member.flights = list(member.flights.values()), {}
+        logger.warning("%s; %d requests go on elsewhere", reason, len(moved))
+        if moved:  # it may be alive: what it still computes would be nobody's
+            self._abort(member, [flight.id for flight in moved])
+        # vLLM's gauges keep what they were told last
+        self._outputs.put_nowait(
+            EngineCoreOutputs(engine_index=member.engine_index, scheduler_stats=SchedulerStats())
+        )
+        for flight in moved:
+            self._again(flight, reason, fault=fault)
+        self._dispatch()
 
     async def _pump(self, member: Member, stream: AsyncIterator[Any]) -> None:
         """Carry one actor's outputs into the common queue until the actor is gone."""
         try:
             async for ref in stream:
-                self._accept(member, await ref)
+                outputs = await ref
+                if outputs is None:
+                    member.listening = True
+                    self._dispatch()
+                else:
+                    self._accept(member, outputs)
             reason = f"attention actor {member.name} is gone (stopped)"
         except RayError as error:
-            reason = f"attention actor {member.name} is gone ({_first_line(error)})"
+            reason = self._note_death(member, error)
         self._drop(member, reason)
+
+    async def _give_signs(self, member: Member) -> None:
+        """Tell an actor now and then that somebody reads its stream."""
+        while True:
+            await asyncio.sleep(SIGN_S)
+            if self._members.get(member.name) is not member:
+                return
+            await _ignore_errors(_call(member.handle.listening, self.client_index))
+
+    def _note_death(self, member: Member, error: RayError) -> str:
+        """Remember an actor that will not come back, so that a stale list doesn't bring it back."""
+        if isinstance(error, ActorDiedError):
+            self._dead[member.name] = member.handle
+        return f"attention actor {member.name} is gone ({_first_line(error)})"
 
     # -- requests --------------------------------------------------------------------------------
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        """Send a request to an actor. Raises ``NoAttentionActor`` when there is none.
+        """Send a request to an actor, or let it wait for one.
 
-        Doesn't wait for the actor: an error there ends the request like a lost actor does.
+        Doesn't wait itself: a request that can't be brought to its end gets a final output with
+        finish reason ``error``.
+
+        Raises:
+            RequestLost: a part of a streaming-input session whose actor is gone.
         """
-        # A streaming-input session sends its later parts under the same id to the same actor.
-        previous = self._flights.get(request.request_id)
-        if previous is not None:
-            member, cached = self._members[previous.actor], 0
-        else:
-            member, cached = self._choose(request)
+        disconnects.note(request.request_id)
         request.client_index = self.client_index
-        flight = Flight(request, member.name, cached)
-        if previous is not None:
-            flight.emitted = previous.emitted
-        self._flights[request.request_id] = member.flights[request.request_id] = flight
-        call = member.handle.add_request.remote(request)
-        self._spawn(self._confirm(member, request.request_id, call))
+        flight = self._flights.get(request.request_id)
+        if flight is not None:
+            # A streaming-input session sends its later parts under the same id to the same actor.
+            member = self._members.get(flight.actor or "")
+            if member is None:
+                raise RequestLost("the actor of this session is gone; start a new session")
+            flight.request = request
+            self._post(member, flight)
+            return
+        flight = Flight(request, session=request.resumable)
+        self._flights[flight.id] = flight
+        self._dispatch([flight])
 
-    def _choose(self, request: EngineCoreRequest) -> tuple[Member, int]:
+    def _dispatch(self, flights: Collection[Flight] | None = None) -> None:
+        """Send what waits, in the order of arrival, as far as there are actors for it."""
+        now = self._loop.time()
+        for flight in [*(self._flights.values() if flights is None else flights)]:
+            if flight.actor is not None or self._flights.get(flight.id) is not flight:
+                continue
+            if flight.not_before > now:
+                continue
+            member = self._choose(flight)
+            if member is not None:
+                member.flights[flight.id] = flight
+                flight.actor = member.name
+                self._post(member, flight)
+            elif flight.session:
+                self._fail([flight], NoAttentionActor("no attention actor takes a session now"))
+            elif flight.deadline is None:
+                flight.deadline = self._loop.call_later(self.wait_s, self._expire, flight)
+
+    def _choose(self, flight: Flight) -> Member | None:
+        """The member for a flight, or None when there is none that takes requests."""
+        loads = {name: member.load for name, member in self._members.items() if member.open}
+        if len(loads) > 1 and flight.avoid is not None:
+            loads.pop(flight.avoid, None)
+        request = flight.request
         salt = request.cache_salt or ""
         if request.lora_request is not None:
             salt += f"/lora={request.lora_request.lora_int_id}"
-        choice = self._router.choose(request.prompt_token_ids or [], self.loads(), salt=salt)
+        choice = self._router.choose(flight.tokens, loads, salt=salt)
         if choice is None:
-            raise NoAttentionActor("no attention actor is alive; try again later")
-        return self._members[choice.actor], choice.cached_tokens
+            return None
+        flight.prefill_tokens = max(0, len(flight.tokens) - choice.cached_tokens)
+        return self._members[choice.actor]
 
-    async def _confirm(self, member: Member, request_id: str, call: Awaitable[Any]) -> None:
-        """See to it that a request which the actor refuses ends with the actor's reason."""
+    def _post(self, member: Member, flight: Flight) -> None:
+        call = _call(member.handle.add_request, flight.request, tuple(flight.emitted))
+        self._spawn(self._confirm(member, flight, call))
+
+    async def _confirm(self, member: Member, flight: Flight, call: Awaitable[Any]) -> None:
+        """See what became of a request that was sent to an actor."""
         try:
             await call
         except RayTaskError as error:
+            if member.flights.get(flight.id) is not flight:
+                return
             cause = error.cause if isinstance(error.cause, Exception) else error
-            known = isinstance(cause, (VLLMClientError, GracefulHTTPError))
-            reason = cause if known else RequestLost(f"{member.name} refused: {_first_line(cause)}")
-            self._fail([request_id], reason)
+            if getattr(cause, "code", None) == "not_running":
+                self._again(flight, f"{member.name}: {_first_line(cause)}", at=member, fault=False)
+            elif isinstance(cause, (VLLMClientError, GracefulHTTPError)):
+                self._fail([flight], cause)
+            else:
+                self._fail([flight], RequestLost(f"{member.name} refused: {_first_line(cause)}"))
+        except TaskCancelledError:
+            if member.flights.get(flight.id) is flight:
+                self._again(flight, f"{member.name}: the call was cancelled", at=member)
         except RayError as error:
-            self._drop(member, f"attention actor {member.name} is gone ({_first_line(error)})")
+            self._drop(member, self._note_death(member, error))
+        else:
+            if member.flights.get(flight.id) is flight:
+                flight.settle()
+            else:  # aborted or moved meanwhile; its abort may have overtaken it
+                self._abort(member, [flight.id])
+
+    def _again(
+        self, flight: Flight, reason: str, *, at: Member | None = None, fault: bool = True
+    ) -> None:
+        """Take a flight back from its actor, to be sent again from the tokens emitted so far.
+
+        Args:
+            at: the actor where it failed, when that actor still lives.
+            fault: counts against the request; a drained actor, for one, doesn't.
+        """
+        if at is not None:
+            at.flights.pop(flight.id, None)
+            flight.avoid = at.name
+        flight.actor = None
+        flight.faults += fault
+        if flight.session:
+            self._fail([flight], RequestLost(f"{reason}; start a new session"))
+        elif flight.faults > MAX_REPLAYS:
+            message = f"{reason}; given up after {MAX_REPLAYS} replays, send the request again"
+            self._fail([flight], RequestLost(message))
+        elif flight.complete:
+            self._finish([flight], FinishReason.LENGTH)
+        else:
+            self.replays += 1
+            if flight.deadline is None:
+                flight.deadline = self._loop.call_later(self.wait_s, self._expire, flight)
+            if at is not None:
+                self._retry(flight, at)
+
+    def _retry(self, flight: Flight, at: Member) -> None:
+        """Send a flight on from an actor that lives: elsewhere at once, else after a pause."""
+        others = (member for member in self._members.values() if member is not at)
+        if flight.refusals == 0 and any(member.open for member in others):
+            self._dispatch([flight])
+        else:
+            pause = RETRY_S * 2 ** min(flight.refusals, 4)
+            flight.not_before = self._loop.time() + pause
+            self._loop.call_later(pause, self._resume, flight)
+        flight.refusals += 1
+
+    def _resume(self, flight: Flight) -> None:
+        flight.not_before = 0.0
+        self._dispatch([flight])
+
+    def _expire(self, flight: Flight) -> None:
+        flight.deadline = None
+        if self._flights.get(flight.id) is flight and flight.actor is None:
+            message = f"no attention actor could take the request within {self.wait_s:g} s"
+            self._fail([flight], NoAttentionActor(f"{message}; try again later"))
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """Tell the actors to forget requests; ids that aren't in flight are ignored."""
         by_member: dict[str, list[str]] = {}
         for request_id in request_ids:
-            flight = self._forget(request_id)
-            if flight is not None:
+            flight = self._flights.get(request_id)
+            if flight is None:
+                continue
+            self._forget(flight)
+            if flight.actor is not None:
                 by_member.setdefault(flight.actor, []).append(request_id)
         for name, ids in by_member.items():
             if name in self._members:
-                self._spawn(_ignore_errors(self._members[name].handle.abort.remote(ids)))
+                self._abort(self._members[name], ids)
+
+    def _abort(self, member: Member, request_ids: list[str]) -> None:
+        self._spawn(_ignore_errors(_call(member.handle.abort, request_ids)))
 
     async def get_output_async(self) -> EngineCoreOutputs:
         """The outputs of one engine step of one actor."""
@@ -244,34 +367,42 @@ class AttentionPool(EngineCoreClient):
             flight = member.flights.get(output.request_id)
             if flight is None:
                 continue  # aborted meanwhile, or started again elsewhere
+            if fault_of(output) is not None:
+                self._again(flight, f"{member.name}: {output.stop_reason}", at=member)
+                continue
             flight.emitted.extend(output.new_token_ids)
+            flight.prefill_tokens = flight.refusals = 0
             if output.finish_reason == FinishReason.ERROR and self.on_failure is not None:
                 reason = output.stop_reason or "the step failed"
                 self.on_failure([output.request_id], RequestLost(f"{member.name}: {reason}"))
             if output.finished:
-                self._forget(output.request_id)
+                self._forget(flight)
             known.append(output)
         outputs.outputs = known
-        outputs.engine_index = member.engine_index
+        member.label(outputs)
         self._outputs.put_nowait(outputs)
 
-    def _fail(self, request_ids: list[str], reason: Exception) -> None:
-        lost = [request_id for request_id in request_ids if self._forget(request_id)]
-        if not lost:
-            return
+    def _fail(self, flights: Collection[Flight], reason: Exception) -> None:
+        """End flights with an error."""
         if self.on_failure is not None:
-            self.on_failure(lost, reason)
-        final = [
-            EngineCoreOutput(id_, [], finish_reason=FinishReason.ERROR, stop_reason=str(reason))
-            for id_ in lost
-        ]
-        self._outputs.put_nowait(EngineCoreOutputs(outputs=final, finished_requests=set(lost)))
+            self.on_failure([flight.id for flight in flights], reason)
+        self._finish(flights, FinishReason.ERROR, str(reason))
 
-    def _forget(self, request_id: str) -> Flight | None:
-        flight = self._flights.pop(request_id, None)
-        if flight is not None and flight.actor in self._members:
-            self._members[flight.actor].flights.pop(request_id, None)
-        return flight
+    def _finish(
+        self, flights: Collection[Flight], end: FinishReason, text: str | None = None
+    ) -> None:
+        final = []
+        for flight in flights:
+            self._forget(flight)
+            final.append(EngineCoreOutput(flight.id, [], finish_reason=end, stop_reason=text))
+        finished = {output.request_id for output in final}
+        self._outputs.put_nowait(EngineCoreOutputs(outputs=final, finished_requests=finished))
+
+    def _forget(self, flight: Flight) -> None:
+        flight.settle()
+        self._flights.pop(flight.id, None)
+        if flight.actor in self._members:
+            self._members[flight.actor].flights.pop(flight.id, None)
 
     # -- utilities: asked of every actor ---------------------------------------------------------
 
@@ -286,7 +417,7 @@ class AttentionPool(EngineCoreClient):
         members = list(self._members.values())
         if not members:
             raise NoAttentionActor(f"no attention actor is alive to run {method}")
-        calls = [_result(member.handle.utility.remote(method, *args)) for member in members]
+        calls = [_result(_call(member.handle.utility, method, *args)) for member in members]
         return await asyncio.wait_for(asyncio.gather(*calls), UTILITY_TIMEOUT_S)
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
@@ -417,14 +548,17 @@ class AttentionPool(EngineCoreClient):
     def _shutdown(self) -> None:
         for member in self._members.values():
             if member.flights:
-                member.handle.abort.remote(list(member.flights))
+                _call(member.handle.abort, list(member.flights))
+        for flight in self._flights.values():
+            flight.settle()
         self._members.clear()
         self._flights.clear()
         for task in self._tasks:
             task.cancel()
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = self._loop.create_task(work)
+        # Without the context of whoever asks: see ``_call``.
+        task: asyncio.Task[Any] = self._loop.create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
@@ -452,6 +586,16 @@ def engine_client(pool: EngineCoreClient) -> Iterator[None]:
         yield
     finally:
         EngineCoreClient.make_async_mp_client = original  # type: ignore[method-assign]
+
+
+def _call(method: Any, *args: Any) -> Any:
+    """Call a Ray method as nobody's child.
+
+    Ray Serve cancels the task of an HTTP request whose client has gone, and Ray cancels with a task
+    all calls that were made in its context: among them the very abort that should end the request
+    at its actor.
+    """
+    return contextvars.Context().run(method.remote, *args)
 
 
 def _not_offered(what: str) -> NotImplementedError:

@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from vllm.config import VllmConfig
@@ -50,8 +50,14 @@ class PooledLLM(AsyncLLM):
     async def check_health(self) -> None:
         """Raises ``EngineDeadError`` while no attention actor can take a request."""
         await super().check_health()
-        if self.not_ready or not self.pool.members:
+        if self.not_ready or not self.pool.open:
             raise EngineDeadError()
+
+    def abandon(self, request_ids: Iterable[str]) -> None:
+        """Abort engine requests that nobody reads any more; those that have ended are ignored."""
+        left = [request_id for request_id in request_ids if request_id in self.pool.flights]
+        if left:
+            self._aborting = asyncio.ensure_future(self.abort(left, internal=True))
 
     def _on_failure(self, request_ids: list[str], reason: Exception) -> None:
         """Hand the reason to the callers; vLLM alone would say "internal server error"."""

@@ -14,10 +14,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
-from cluster.names import NAMESPACE, WORKER_ENV, actor_name
-from cluster.preflight import LackingResources, Node, lacking, needs
+from actors.worker import Worker
+from cluster.names import NAMESPACE, WORKER_ENV, actor_name, manager_name
+from cluster.preflight import LackingResources, Need, Node, lacking, needs
 from cluster.spec import ClusterSpec, PoolSpec, Role
 
 AUTOSCALED = "ray.io/node-group"
@@ -35,44 +39,58 @@ def create_group(deployment: str, member: str, pool: PoolSpec) -> PlacementGroup
     )
 
 
-def create_actor(spec: ClusterSpec, role: Role, member: str, group: PlacementGroup) -> Any:
-    """Start the member's process inside its group and return its Ray handle."""
-    pool = spec.pool(role)
-    resources = pool.resources
+def create_worker(spec: ClusterSpec, role: Role, member: str, group: PlacementGroup) -> Any:
+    """Start a process inside the member's group and return its Ray handle."""
+    resources = spec.pool(role).resources
     options: dict[str, Any] = {
-        "name": actor_name(spec.name, member),
-        "namespace": NAMESPACE,
-        "lifetime": "detached",
+        **_detached(spec, member),
         "num_cpus": resources.cpus,
         "num_gpus": resources.gpus,
         "resources": dict(resources.custom),
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0),
-        "runtime_env": {"env_vars": worker_env(pool, spec.transport.ucx_tls)},
-        "max_restarts": 0,
     }
     if resources.memory_gib:
         options["memory"] = int(resources.memory_gib * 2**30)
-    return _actor_class(role).options(**options).remote()
+    return ray.remote(Worker).options(**options).remote()
 
 
-def _actor_class(role: Role) -> Any:
-    if role == "attention":
-        from actors.attention import AttentionActor
+def create_warm_worker(spec: ClusterSpec, name: str, node_id: str) -> Any:
+    """Start a process without a role on a node; it reserves nothing until it takes one.
 
-        return ray.remote(AttentionActor)
-    from actors.ffn import FFNActor
+    What it computes with is reserved by the placement group of the member that it becomes.
+    """
+    options = _detached(spec, name)
+    return (
+        ray.remote(Worker)
+        .options(
+            **options,
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        )
+        .remote()
+    )
 
-    # Threads, so that questions are answered while the experts load.
-    return ray.remote(max_concurrency=4)(FFNActor)
+
+def _detached(spec: ClusterSpec, name: str) -> dict[str, Any]:
+    return {
+        "name": actor_name(spec.name, name),
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "runtime_env": {"env_vars": worker_env(spec)},
+        "max_restarts": 0,
+    }
 
 
-def worker_env(pool: PoolSpec, ucx_tls: str | None = None) -> dict[str, str]:
-    """Environment of an actor's process; must be there before torch and vLLM are imported."""
-    threads = str(cpu_threads(pool))
+def worker_env(spec: ClusterSpec) -> dict[str, str]:
+    """Environment of a worker's process; must be there before torch and vLLM are imported.
+
+    The same for both roles, since a warm worker may take either. A role sets its own threads.
+    """
+    threads = str(max(cpu_threads(spec.attention), cpu_threads(spec.ffn)))
     env = {**WORKER_ENV, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     env["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
-    if ucx_tls:
-        env["UCX_TLS"] = ucx_tls
+    if spec.transport.ucx_tls:
+        env["UCX_TLS"] = spec.transport.ucx_tls
     return env
 
 
@@ -89,13 +107,52 @@ def kill(handle: Any) -> None:
 
 def remove_groups(deployment: str) -> int:
     """Remove every placement group of a deployment; returns how many there were."""
+    found = groups(deployment)
+    for group in found.values():
+        remove_group(group)
+    return len(found)
+
+
+def groups(deployment: str) -> dict[str, PlacementGroup]:
+    """A deployment's placement groups by member name."""
     prefix = actor_name(deployment, "")
-    removed = 0
-    for group_id, facts in ray.util.placement_group_table().items():
-        if facts["name"].startswith(prefix) and facts["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
-            removed += 1
-    return removed
+    return {
+        facts["name"].removeprefix(prefix): PlacementGroup(ray.PlacementGroupID.from_hex(group_id))
+        for group_id, facts in ray.util.placement_group_table().items()
+        if facts["name"].startswith(prefix) and facts["state"] != "REMOVED"
+    }
+
+
+def remove_group(group: PlacementGroup) -> None:
+    """Give a member's place back; nothing happens when it is gone already."""
+    with suppress(ValueError, RayError):
+        remove_placement_group(group)
+
+
+def node_of(group: PlacementGroup) -> str | None:
+    """Id of the node that a group's bundle is on; None while it has none."""
+    facts = ray.util.placement_group_table(group)
+    return next(iter(facts.get("bundles_to_node_id", {}).values()), None) or None
+
+
+def gpus_of(group: PlacementGroup, count: float) -> list[int]:
+    """The GPUs that a group has reserved on its node (asks by a task inside the group)."""
+    ask = ray.remote(num_cpus=0, num_gpus=count)(lambda: ray.get_gpu_ids())
+    strategy = PlacementGroupSchedulingStrategy(group, 0)
+    return [int(gpu) for gpu in ray.get(ask.options(scheduling_strategy=strategy).remote())]
+
+
+def workers(deployment: str) -> dict[str, Any]:
+    """Ray handles of a deployment's live workers by name, warm ones included."""
+    prefix = actor_name(deployment, "")
+    manager = manager_name(deployment)
+    found = {}
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        name = entry["name"]
+        if entry["namespace"] == NAMESPACE and name.startswith(prefix) and name != manager:
+            with suppress(ValueError):  # gone meanwhile
+                found[name.removeprefix(prefix)] = ray.get_actor(name, namespace=NAMESPACE)
+    return found
 
 
 def free_nodes() -> list[Node]:
@@ -127,6 +184,22 @@ def check_room(spec: ClusterSpec, *, count_frontend: bool) -> None:
         raise LackingResources(
             f"the Ray cluster cannot hold {spec.name}{listed}\nadd nodes, free what runs there, or "
             "lower attention.count, ffn.count or their resources"
+        )
+
+
+def check_one_more(spec: ClusterSpec, role: Role) -> None:
+    """Refuse what the cluster can't hold besides what runs, unless an autoscaler may add nodes.
+
+    Raises:
+        LackingResources: says which resource, how much is needed and how much is free.
+    """
+    pool = spec.pool(role)
+    need = Need(f"one more {role} actor", pool.resources.bundle(), pool.labels)
+    nodes = free_nodes()
+    lines = lacking([need], nodes)
+    if lines and not any(node.labels.get(AUTOSCALED) for node in nodes):
+        raise LackingResources(
+            f"the Ray cluster has no room for one more {role} actor: {'; '.join(lines)}"
         )
 
 

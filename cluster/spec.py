@@ -212,6 +212,10 @@ class TransportSpec(_Section):
     """Seconds an attention actor waits for an answer before it takes the FFN actor for lost and
     asks another holder."""
 
+    peer_weights_mib: float = Field(default=64.0, ge=0)
+    """MiB of expert weights from which on an FFN actor may read them from the memory of another
+    that holds them, where that is quicker than the checkpoint. 0 always asks."""
+
 
 class FrontendSpec(_Section):
     """The OpenAI-compatible HTTP server."""

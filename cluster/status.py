@@ -12,7 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["attention", "ffn"]
 State = Literal[
-    "pending", "placed", "importing", "loading", "connected", "ready", "failed", "stopped"
+    "pending",
+    "placed",
+    "importing",
+    "starting",
+    "warm",
+    "loading",
+    "connected",
+    "ready",
+    "draining",
+    "retired",
+    "failed",
+    "stopped",
 ]
 Phase = Literal["queued", "prepare", "commit", "release", "done", "noop", "rolled_back"]
 Health = Literal["starting", "ready", "degraded", "failed", "stopped"]
@@ -58,9 +69,10 @@ class ActorStatus(_Model):
 class ChangeReport(_Model):
     """One change of the membership: what was asked, how far it is, what it did.
 
-    ``started_at`` is Unix time; ``seconds`` holds the duration of each phase that has ended and
-    ``total``. ``epoch`` is the expert table's after the commit. A ``noop`` asked for what is so
-    already; a ``rolled_back`` change says why in ``error`` and left the old table serving.
+    ``started_at`` is the Unix time at which its prepare began; ``seconds`` holds the duration of
+    each phase that has ended, and ``total``. ``epoch`` is the expert table's after the commit. A
+    ``noop`` asked for what is so already; a ``rolled_back`` change says why in ``error`` and left
+    the old table serving.
     """
 
     number: int
@@ -82,7 +94,12 @@ class ChangeReport(_Model):
 
 
 class ClusterStatus(_Model):
-    """The whole cluster; ``health`` is "degraded" when some but not all actors answer."""
+    """The whole cluster; ``health`` is "degraded" when some but not all actors answer.
+
+    ``targets`` says how many actors of each role are wanted (empty when unknown); ``change`` is the
+    change under way. ``warm`` of ``warm_target`` processes without a role are ready. ``emulated``:
+    the times are those of emulated devices.
+    """
 
     name: str
     url: str | None
@@ -91,6 +108,12 @@ class ClusterStatus(_Model):
     lanes: int | str
     model: str
     actors: tuple[ActorStatus, ...] = ()
+    targets: dict[str, int] = Field(default_factory=dict)
+    change: ChangeReport | None = None
+    warm: int = 0
+    warm_target: int = 0
+    emulated: bool = False
+    manager_pid: int | None = None
     detail: str = ""
 
 

@@ -1,10 +1,11 @@
 """The command line: exit codes, where errors go, and how quickly it answers."""
 
+import io
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +13,22 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from actors.errors import AffluxError
-from afflux import __version__
+from afflux import __version__, watch
 from afflux.main import app
 from cluster.paths import project_root
 from cluster.spec import ClusterSpec
-from cluster.status import ActorEvent, ActorStatus, ClusterHandle, ClusterStatus, DownReport
+from cluster.status import (
+    ActorEvent,
+    ActorStatus,
+    ChangeReport,
+    ClusterHandle,
+    ClusterStatus,
+    DownReport,
+)
 
 run = CliRunner().invoke
 SPECS = project_root() / "deploy" / "specs"
@@ -97,7 +106,7 @@ def test_spec_schema_is_a_json_schema():
 
 
 class FakeLauncher:
-    """Stands in for ``cluster.launcher``: the CLI's own part is tested without Ray."""
+    """Stands in for ``cluster.launcher`` and ``cluster.verbs``: no Ray is needed here."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -147,8 +156,24 @@ class FakeLauncher:
             epoch=1,
             lanes="auto",
             model="verse",
-            actors=(actor,),
+            actors=(actor, actor.model_copy(update={"name": "ffn-1", "state": "draining"})),
+            targets={"attention": 1, "ffn": 1},
+            change=ChangeReport(
+                number=7, verb="retire", text="ffn-1", phase="release", started_at=time.time()
+            ),
+            warm=1,
+            warm_target=2,
+            emulated=True,
+            manager_pid=4711,
         )
+
+    def watch(
+        self, name: str, *, interval_s: float, address: str | None
+    ) -> Iterator[ClusterStatus]:
+        self.calls.append(("watch", (name, interval_s, address)))
+        for epoch in (1, 2):
+            yield self.status(name, address=address).model_copy(update={"epoch": epoch})
+        raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -156,9 +181,10 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> FakeLauncher:
     import cluster
 
     fake = FakeLauncher()
-    stand_in = SimpleNamespace(up=fake.up, down=fake.down, status=fake.status)
-    monkeypatch.setitem(sys.modules, "cluster.launcher", stand_in)
-    monkeypatch.setattr(cluster, "launcher", stand_in, raising=False)
+    stand_in = SimpleNamespace(up=fake.up, down=fake.down, status=fake.status, watch=fake.watch)
+    for module in ("launcher", "verbs"):
+        monkeypatch.setitem(sys.modules, f"cluster.{module}", stand_in)
+        monkeypatch.setattr(cluster, module, stand_in, raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return fake
 
@@ -224,6 +250,40 @@ def test_status_as_table_and_as_json(launcher: FakeLauncher, monkeypatch: pytest
     assert ClusterStatus.model_validate(data).actors[0].experts == {0: 4, 1: 3}
     ghost = run(app, ["status", "--name", "ghost"])
     assert (ghost.exit_code, ghost.stderr.strip()) == (1, "error: ghost is not running")
+
+
+def test_status_shows_targets_changes_and_that_devices_are_emulated(launcher: FakeLauncher):
+    text = run(app, ["status"]).stdout
+    for words in (
+        "EMULATED DEVICES",
+        "attention 0/1",
+        "ffn 1/1 (1 draining)",
+        "warm workers 1/2",
+        "manager 4711",
+        "under way: change 7 (retire ffn-1): release, ",
+    ):
+        assert words in text
+
+
+def test_status_watch_repeats_until_interrupted_and_ends_quietly(launcher: FakeLauncher):
+    result = run(app, ["status", "--watch", "--interval", "0.5"])
+    assert result.exit_code == 0, result.output
+    assert launcher.calls[0] == ("watch", ("afflux", 0.5, None))
+    assert [f"epoch {n}" in result.stdout for n in (1, 2)] == [True, True]
+    assert result.stderr == ""
+    lines = run(app, ["status", "-w", "--json"]).stdout.splitlines()
+    assert [ClusterStatus.model_validate_json(line).epoch for line in lines] == [1, 2]
+    ghost = run(app, ["status", "--watch", "--name", "ghost"])
+    assert (ghost.exit_code, ghost.stderr.strip()) == (1, "error: ghost is not running")
+
+
+def test_status_watch_redraws_on_a_terminal(launcher: FakeLauncher):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=200)
+    reports = launcher.watch("mine", interval_s=1.0, address=None)
+    watch.show(reports, console, as_json=False)
+    assert "epoch 1" in out.getvalue() and "epoch 2" in out.getvalue()
+    assert "\x1b[" in out.getvalue()  # moves the cursor back up
 
 
 def test_the_address_may_come_from_the_environment(

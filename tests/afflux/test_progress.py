@@ -39,10 +39,18 @@ def test_a_table_on_a_terminal():
 
 @pytest.mark.parametrize(
     ("state", "done"),
-    [("pending", 0), ("placed", 1), ("importing", 1), ("loading", 2), ("ready", 5)],
+    [
+        ("pending", 0),
+        ("placed", 1),
+        ("importing", 1),
+        ("starting", 1),
+        ("loading", 2),
+        ("ready", 5),
+    ],
 )
 def test_ticks(state: str, done: int):
     cells = _ticks(state)
     assert len(cells) == len(STEPS)
     assert sum("✓" in cell for cell in cells) == done
     assert "failed" in _ticks("failed")[0]
+    assert "warm" in _ticks("warm")[0]

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from ray.exceptions import TaskCancelledError
 from starlette.types import Message, Receive, Scope, Send
 
 from cluster import disconnects
-from cluster.disconnects import DisconnectOnCancel
+from cluster.disconnects import DisconnectOnCancel, note
 
 HTTP: Scope = {"type": "http", "path": "/"}
 
@@ -99,6 +100,73 @@ async def test_messages_and_errors_pass_through() -> None:
         await DisconnectOnCancel(app)(HTTP, receive, send)
     assert got == messages
     assert sent == [{"type": "http.response.start"}]
+
+
+async def start_and_finish(scope: Scope, receive: Receive, send: Send) -> None:
+    note("engine-1")
+    await asyncio.create_task(start_another())
+
+
+async def start_another() -> None:
+    note("engine-2")
+
+
+async def test_what_an_abandoned_request_started_is_told() -> None:
+    """Also what a task of the app started, and also when the app swallows its end."""
+    told: list[set[str]] = []
+    running = asyncio.Event()
+
+    async def stubborn(scope: Scope, receive: Receive, send: Send) -> None:
+        await start_and_finish(scope, receive, send)
+        running.set()
+        assert (await receive())["type"] == "http.disconnect"
+        assert (await receive())["type"] == "http.disconnect", "it stays so"
+
+    middleware = DisconnectOnCancel(stubborn, told.append)
+    request = asyncio.create_task(middleware(HTTP, nothing_more, discard))
+    await running.wait()
+    note("not of this request")
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert told == [{"engine-1", "engine-2"}]
+
+
+async def test_a_disconnect_that_the_server_tells_counts_as_well() -> None:
+    """By its message, or by a ``receive`` that Ray cancelled together with the request."""
+    told: list[set[str]] = []
+    seen: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await start_and_finish(scope, receive, send)
+        seen.append(await receive())
+
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def cancelled() -> Message:
+        raise TaskCancelledError
+
+    for receive in (gone, cancelled):
+        await DisconnectOnCancel(app, told.append)(HTTP, receive, discard)
+    assert seen == [{"type": "http.disconnect"}] * 2
+    assert told == [{"engine-1", "engine-2"}] * 2
+
+
+async def test_nothing_is_told_of_a_request_that_was_answered() -> None:
+    told: list[set[str]] = []
+    await DisconnectOnCancel(start_and_finish, told.append)(HTTP, nothing_more, discard)
+    assert told == []
+
+
+async def test_a_request_that_is_cancelled_at_once_never_starts() -> None:
+    told: list[set[str]] = []
+    middleware = DisconnectOnCancel(start_and_finish, told.append)
+    request = asyncio.create_task(middleware(HTTP, nothing_more, discard))
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert told == []
 
 
 async def test_other_scopes_are_left_alone() -> None:

@@ -16,7 +16,8 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 pytest.importorskip("ray")
 
-from cluster import launcher, ray_head, records
+from cluster import connection, launcher, preflight, ray_head, records
+from cluster.app import application
 from cluster.preflight import PortInUse
 from cluster.records import RayRecord, Record
 from cluster.spec import make_spec
@@ -49,13 +50,13 @@ def test_a_broken_record_is_none() -> None:
 
 
 def test_down_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "_find_ray", lambda address: None)
+    monkeypatch.setattr(launcher, "find_ray", lambda address: None)
     report = launcher.down("nothing")
     assert not report.found and report.left == ()
 
 
 def test_status_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "_find_ray", lambda address: None)
+    monkeypatch.setattr(connection, "find_ray", lambda address: None)
     with pytest.raises(launcher.NotRunning, match="afflux up --name nothing"):
         launcher.status("nothing")
 
@@ -92,6 +93,34 @@ def test_port_in_use_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatc
         spec = make_spec({"model": {"path": "/x"}, "frontend": {"port": port}})
         with pytest.raises(PortInUse, match=f"127.0.0.1:{port}.*--set frontend.port"):
             launcher.up(spec, address="local")
+
+
+def test_keys_stay_out_of_rays_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def start(_: object, *, without_env: tuple[str, ...]) -> None:
+        asked.append(without_env)
+        raise launcher.NoRay("far enough")
+
+    monkeypatch.setattr(ray_head, "start", start)
+    monkeypatch.setattr(preflight, "check_port", lambda *_: None)
+    monkeypatch.setattr(preflight, "check_model", lambda *_: None)
+    for names in ({}, {"api_keys_env": None, "admin_keys_env": "MINE"}):
+        spec = make_spec({"model": {"path": "/x"}, "frontend": names})
+        with pytest.raises(launcher.NoRay, match="far enough"):
+            launcher.up(spec, address="local")
+    assert asked == [("AFFLUX_API_KEYS", "AFFLUX_ADMIN_KEYS"), ("MINE",)]
+
+
+def test_the_application_carries_digests_of_both_kinds_of_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AFFLUX_API_KEYS", "api-key")
+    monkeypatch.setenv("AFFLUX_ADMIN_KEYS", "admin-key")
+    app = application(make_spec({"model": {"path": "/x"}}), owned_by_serve=True)
+    _, keys, admin_keys, *_ = app._bound_deployment.init_args
+    for ring, key, other in ((keys, "api-key", "admin-key"), (admin_keys, "admin-key", "api-key")):
+        assert ring.accepts(f"Bearer {key}") and not ring.accepts(f"Bearer {other}")
 
 
 @pytest.mark.parametrize(
@@ -153,8 +182,8 @@ def test_credentials_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("address", ["10.9.8.7:6379", "ray://h:1"])
 def test_a_given_address_is_taken_as_it_is(address: str) -> None:
-    assert launcher._find_ray(address) == address
+    assert connection.find_ray(address) == address
 
 
 def test_local_means_a_new_ray() -> None:
-    assert launcher._find_ray("local") is None
+    assert connection.find_ray("local") is None

@@ -1,4 +1,4 @@
-"""What the manager decides without Ray: judging health, explaining failures, its environment.
+"""What the manager does, without Ray: verbs, losses, health, taking over, explaining failures.
 
 Starting and stopping real actors is in ``tests/e2e``.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,29 +18,80 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 pytest.importorskip("ray")
 
 from actors.errors import AffluxError, CheckpointError
-from cluster import preflight, ray_actors
+from cluster import manager as manager_module
+from cluster import preflight, ray_actors, seats
+from cluster.change import Refused
 from cluster.manager import Manager, OtherSpec, StartFailed
 from cluster.names import actor_name, manager_name
 from cluster.preflight import LackingResources, Node
 from cluster.spec import ClusterSpec, ResourceSpec, make_spec
+from tests.cluster.fake_workers import FakeRay
+
+MODEL = Path(__file__).parents[2] / "deploy" / "models" / "verse"
 
 
 def spec(**changes: Any) -> ClusterSpec:
     data = {
-        "model": {"path": "/no/such/model"},
+        "model": {"path": str(MODEL)},
         "attention": {"count": 2},
-        "ffn": {"count": 2},
+        "ffn": {"count": 2, "max": 6},
         "startup_timeout_s": 5,
+        "warm_workers": 0,
+        "membership": {"silence_s": 0.2, "drain_s": 0.5},
     }
     return make_spec({**data, **changes})
 
 
-async def ready_manager() -> Manager:
-    manager = Manager(spec().model_dump(mode="json"))
-    for member in manager._members.values():
-        member.state, member.handle = "ready", object()
-    manager._judge()
-    return manager
+@dataclass
+class Fault:
+    peer: str
+    kind: str = "lost"
+    detail: str = "layer 0"
+
+
+class Deployment:
+    """A manager over fake workers."""
+
+    def __init__(self, ray: FakeRay):
+        self.ray = ray
+        self.managers: list[Manager] = []
+
+    async def up(self, **changes: Any) -> Manager:
+        wanted = spec(**changes)
+        self.manager = Manager(wanted.model_dump(mode="json"))
+        self.managers.append(self.manager)
+        await asyncio.wait_for(self.manager.start(wanted.model_dump(mode="json")), 10)
+        return self.manager
+
+    async def ended(self, report: Any) -> Any:
+        done = await self.manager.change(report.number, 10.0)
+        assert done.ended, done
+        return done
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not true():
+                await asyncio.sleep(0.01)
+
+    def settled(self) -> bool:
+        core = self.manager.membership
+        return core is not None and core.settled
+
+    def state(self, name: str) -> str:
+        core = self.manager.membership
+        assert core is not None
+        return core.members[name].state
+
+
+@pytest.fixture
+async def deployment(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Deployment]:
+    monkeypatch.setattr(seats, "ROOM_GRACE_S", 0.0)
+    deployment = Deployment(FakeRay(monkeypatch))
+    yield deployment
+    for manager in deployment.managers:
+        await manager.stop()
+    assert not deployment.ray.groups
+    assert all(worker.dead.is_set() for worker in deployment.ray.workers.values())
 
 
 def test_names() -> None:
@@ -45,63 +99,204 @@ def test_names() -> None:
     assert actor_name("x", "ffn-3") == "x:ffn-3"
 
 
-async def test_health_follows_the_members() -> None:
-    manager = await ready_manager()
+async def test_start_connects_everybody_and_publishes(deployment: Deployment) -> None:
+    manager = await deployment.up()
     members = await manager.members()
-    assert manager._health == "ready"
     assert sorted(members["attention"]) == ["attention-0", "attention-1"]
-    assert members["not_ready"] is None
-
-    manager._members["attention-0"].state = "failed"
-    manager._judge()
-    members = await manager.members()
-    assert manager._health == "degraded"
-    assert list(members["attention"]) == ["attention-1"]
-    assert members["not_ready"] is None
-
-    manager._members["ffn-1"].state = "failed"
-    manager._judge()
-    assert manager._health == "failed"
-    assert "ffn-1" in (await manager.members())["not_ready"]
-
-
-async def test_without_attention_actors_nothing_is_ready() -> None:
-    manager = await ready_manager()
+    assert members["not_ready"] is None and members["draining"] == []
     for name in ("attention-0", "attention-1"):
-        manager._members[name].state = "failed"
-    manager._judge()
-    assert manager._health == "failed"
-    assert (await manager.members())["attention"] == {}
+        worker = deployment.ray.member(name)
+        assert worker.peers == {"ffn-0", "ffn-1"} and worker.table is not None
+    status = await manager.status()
+    assert status.health == "ready" and status.epoch == 1
+    assert status.targets == {"attention": 2, "ffn": 2}
+    assert {actor.state for actor in status.actors} == {"ready"}
+    states = [event.state for event in await manager.events() if event.actor == "ffn-0"]
+    assert states == ["pending", "placed", "importing", "loading", "connected", "ready"]
 
 
-async def test_members_wait_for_a_change() -> None:
-    manager = await ready_manager()
+async def test_scale_up_and_down(deployment: Deployment) -> None:
+    manager = await deployment.up()
+    done = await deployment.ended(await manager.scale(attention=1, ffn=3))
+    assert done.phase == "done" and done.started == ("ffn-2",)
+    assert done.retired == ("attention-1",)
+    assert deployment.ray.member("attention-1").stopped
+    assert sorted(deployment.ray.groups) == ["attention-0", "ffn-0", "ffn-1", "ffn-2"]
+    kept = [deployment.ray.member(f"ffn-{i}") for i in range(3)]
+    assert {worker.epoch for worker in kept} == {2}, "older epochs are refused"
+    held = sorted((0, e) for worker in kept for e in worker.experts[0])
+    assert held == [(0, e) for e in range(8)]
+    assert [report.number for report in await manager.history()] == [1, 2]
+
+
+async def test_a_draining_actor_finishes_its_requests(deployment: Deployment) -> None:
+    manager = await deployment.up(membership={"drain_s": 10})
+    deployment.ray.member("attention-1").requests = 1
+    report = await manager.retire("attention-1")
+    await deployment.until(lambda: deployment.state("attention-1") == "draining")
+    members = await manager.members()
+    assert members["draining"] == ["attention-1"] and len(members["attention"]) == 2
+    deployment.ray.member("attention-1").requests = 0
+    await deployment.ended(report)
+    assert list((await manager.members())["attention"]) == ["attention-0"]
+
+
+async def test_flip_uses_a_warm_worker(deployment: Deployment) -> None:
+    manager = await deployment.up(warm_workers=1)
+    await deployment.until(lambda: manager.warm.ready == 1)
+    done = await deployment.ended(await manager.flip("attention-1", "ffn"))
+    assert done.started == ("ffn-2",) and done.retired == ("attention-1",)
+    assert deployment.ray.member("ffn-2").name == "warm-0"
+    await deployment.until(lambda: manager.warm.ready == 1)
+    assert manager.warm.names == ("warm-1",), "another one takes its place"
+
+
+async def test_a_dead_warm_worker_is_passed_over(deployment: Deployment) -> None:
+    manager = await deployment.up(warm_workers=1)
+    await deployment.until(lambda: manager.warm.ready == 1)
+    deployment.ray.workers["warm-0"].fails["preload"] = seats.RayActorError()
+    done = await deployment.ended(await manager.scale(ffn=3))
+    assert done.phase == "done" and deployment.ray.member("ffn-2").name == "ffn-2"
+
+
+async def test_weights_are_offered_by_who_has_them(deployment: Deployment) -> None:
+    manager = await deployment.up(transport={"peer_weights_mib": 0})
+    await deployment.ended(await manager.scale(ffn=3))
+    offers = deployment.ray.member("ffn-2").config.offers
+    assert {offer.token for offer in offers} <= {"ffn-0", "ffn-1"} and offers
+    assert "unexport" in deployment.ray.member("ffn-0").calls
+    offered = [(layer, e) for o in offers for layer, ids in o.experts.items() for e in ids]
+    wanted = deployment.ray.member("ffn-2").config.experts
+    assert sorted(offered) == sorted((layer, e) for layer, ids in wanted.items() for e in ids)
+
+
+async def test_no_room_rolls_back_and_says_so(deployment: Deployment) -> None:
+    manager = await deployment.up()
+    deployment.ray.room = False
+    done = await deployment.ended(await manager.scale(ffn=3))
+    assert done.phase == "rolled_back" and "CPU: 1 needed, 0 free" in done.error
+    deployment.ray.room = True
+    assert (await deployment.ended(await manager.scale(ffn=3))).phase == "done"
+
+
+async def test_refusals_change_nothing(deployment: Deployment) -> None:
+    manager = await deployment.up()
+    with pytest.raises(Refused, match="allows 1 to 4"):
+        await manager.scale(attention=9)
+    with pytest.raises(Refused, match="there is no actor"):
+        await manager.retire("ffn-7")
+    with pytest.raises(AffluxError, match="no change 99"):
+        await manager.change(99)
+    assert deployment.settled()
+
+
+async def test_a_dead_ffn_actor_is_repaired_and_replaced(deployment: Deployment) -> None:
+    manager = await deployment.up(ffn={"count": 3, "max": 6})
+    deployment.ray.member("ffn-1").dead.set()
+    await deployment.until(lambda: deployment.state("ffn-1") == "failed")
+    await deployment.until(deployment.settled)
+    verbs = [report.verb for report in await manager.history()]
+    assert verbs == ["start", "repair", "replace"]
+    assert (await manager.status()).health == "ready"
+    assert "ffn-1" not in deployment.ray.member("attention-0").peers
+    assert "ffn-1" not in deployment.ray.groups
+
+
+async def test_what_an_attention_actor_reports_counts(deployment: Deployment) -> None:
+    await deployment.up()
+    reporter = deployment.ray.member("attention-0")
+    reporter.faults.append(Fault("ffn-0", "silent"))
+    reporter.news.set()
+    await deployment.until(lambda: deployment.state("ffn-0") == "failed")
+    reporter.news.clear()
+    await deployment.until(deployment.settled)
+    assert deployment.ray.member("ffn-0").dead.is_set(), "it is ended, whatever it thinks"
+
+
+async def test_a_frozen_actor_is_noticed_by_its_silence(deployment: Deployment) -> None:
+    manager = await deployment.up()
+    deployment.ray.member("attention-1").frozen = True
+    await deployment.until(lambda: deployment.state("attention-1") == "failed")
+    assert "attention-1" not in (await manager.members())["attention"]
+    await deployment.until(deployment.settled)
+
+
+async def test_health_follows_the_members(deployment: Deployment) -> None:
+    manager = await deployment.up(membership={"replace_lost": False})
+    deployment.ray.member("attention-0").dead.set()
+    await deployment.until(lambda: manager._health == "degraded")
+    assert (await manager.members())["not_ready"] is None
+    deployment.ray.member("attention-1").dead.set()
+    await deployment.until(lambda: manager._health == "failed")
+    members = await manager.members()
+    assert members["attention"] == {} and "no attention actor" in members["not_ready"]
+
+
+async def test_members_wait_for_a_change(deployment: Deployment) -> None:
+    manager = await deployment.up()
     version = (await manager.members())["version"]
     assert (await manager.members(version, 0.05))["version"] == version
     waiting = asyncio.create_task(manager.members(version, 5.0))
-    await asyncio.sleep(0.05)
-    manager._members["attention-1"].state = "failed"
-    manager._judge()
-    changed = await asyncio.wait_for(waiting, 1.0)
-    assert changed["version"] > version
-    assert list(changed["attention"]) == ["attention-0"]
+    deployment.ray.member("attention-1").dead.set()
+    changed = await asyncio.wait_for(waiting, 5.0)
+    assert changed["version"] != version
 
 
-async def test_a_missing_model_fails_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_actors, "remove_groups", lambda name: 0)
-    manager = Manager(spec().model_dump(mode="json"))
+async def test_a_new_manager_takes_over(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await deployment.up(warm_workers=1)
+    await deployment.until(lambda: old.warm.ready == 1)
+    await deployment.ended(await old.scale(attention=1, ffn=3))
+    await old.set_url("http://somewhere")
+    await deployment.until(lambda: deployment.ray.member("ffn-0").note.get("url") is not None)
+    await deployment.until(lambda: old.warm.ready == 1)
+    for task in [*old._tasks, *(s.watcher for s in old.seats.by_name.values() if s.watcher)]:
+        task.cancel()  # the old one is dead
+    deployment.managers.clear()
+    deployment.ray.member("ffn-2").dead.set()
+
+    monkeypatch.setattr(manager_module, "_restarted", lambda: False)
+    manager = Manager(old.spec.model_dump(mode="json"))
+    manager._took_over = False
+    deployment.manager = manager
+    deployment.managers.append(manager)
+    members = await manager.members()
+    assert list(members["attention"]) == ["attention-0"]
+    assert members["version"] != (await old.members())["version"]
+    await deployment.until(deployment.settled)
+    status = await manager.status()
+    assert status.url == "http://somewhere" and status.targets == {"attention": 1, "ffn": 3}
+    assert sorted(a.name for a in status.actors) == ["attention-0", "ffn-0", "ffn-1", "ffn-3"]
+    assert (await deployment.ended(await manager.scale(ffn=2))).number > 2
+
+
+async def test_a_missing_model_fails_the_start(deployment: Deployment) -> None:
     with pytest.raises(AffluxError, match="/no/such/model") as error:
-        await manager.start(spec().model_dump(mode="json"))
+        await deployment.up(model={"path": "/no/such/model"})
     assert error.value.code == "missing_checkpoint"
-    assert (await manager.events())[-1].state == "failed"
-    with pytest.raises(AffluxError, match="/no/such/model"):
-        await manager.start(spec().model_dump(mode="json"))
+    assert (await deployment.manager.events())[-1].state == "failed"
 
 
-async def test_another_spec_is_refused() -> None:
-    manager = Manager(spec().model_dump(mode="json"))
+async def test_another_spec_is_refused(deployment: Deployment) -> None:
+    manager = await deployment.up()
     with pytest.raises(OtherSpec, match="afflux down --name afflux"):
         await manager.start(spec(ffn={"count": 3}).model_dump(mode="json"))
+
+
+async def test_a_refusing_actor_fails_the_start_in_its_words(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = CheckpointError("truncated", "truncated_checkpoint")
+
+    def create(*_: Any) -> Any:
+        worker = deployment.ray._create(_[2])
+        worker.fails["start"] = known
+        return worker
+
+    monkeypatch.setattr(ray_actors, "create_worker", create)
+    with pytest.raises(AffluxError, match="truncated"):
+        await deployment.up()
 
 
 def test_lacking_resources_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,24 +310,33 @@ def test_lacking_resources_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ray_actors.check_room(spec(), count_frontend=True)  # an autoscaler may bring more
 
 
-async def test_a_late_start_says_who_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_start_says_who_is_late(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray_actors, "free_nodes", lambda: [Node("n", {"CPU": 0.5})])
-    manager = Manager(spec().model_dump(mode="json"))
-    manager._members["ffn-0"].state = "loading"
-    error = manager._explain(TimeoutError())
-    assert isinstance(error, StartFailed) and error.code == "start_timeout"
-    assert "ffn-0 is loading" in error.message and "CPU: 3 needed, 0.5 free" in error.message
+    monkeypatch.setattr(ray_actors, "node_of", lambda group: None)
+    monkeypatch.setattr(ray_actors, "where", lambda handle: (None, None, None))
+    create = deployment.ray._create
 
+    def slow(*_: Any) -> Any:
+        worker = create(_[2])
+        worker.frozen = worker.name == "ffn-0"
+        return worker
 
-async def test_known_errors_keep_their_words() -> None:
-    manager = Manager(spec().model_dump(mode="json"))
-    known = CheckpointError("truncated", "truncated_checkpoint")
-    assert manager._explain(known) is known
+    monkeypatch.setattr(ray_actors, "create_worker", slow)
+    with pytest.raises(StartFailed) as error:
+        await deployment.up(startup_timeout_s=0.5)
+    assert error.value.code == "start_timeout"
+    assert "ffn-0 is importing" in error.value.message
+    assert "CPU: 4 needed, 0.5 free" in error.value.message
 
 
 def test_environment_of_a_worker() -> None:
-    pool = spec(ffn={"count": 1, "resources": ResourceSpec(cpus=3.5).model_dump()}).ffn
-    env = ray_actors.worker_env(pool, "tcp")
+    wanted = spec(
+        ffn={"count": 1, "resources": ResourceSpec(cpus=3.5).model_dump()},
+        transport={"ucx_tls": "tcp"},
+    )
+    env = ray_actors.worker_env(wanted)
     assert env["OMP_NUM_THREADS"] == "3"
     assert env["UCX_TLS"] == "tcp"
     assert env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"

@@ -1,0 +1,143 @@
+"""How a manager that Ray has started anew finds out what there is.
+
+The actors are the truth: each says its role, peers, epoch and table. What no actor can know (the
+targets, the numbers used so far, the frontend's address) is in the *note* that the manager leaves
+with every worker whenever something changes. Reading only; ``Membership.restore`` decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.exceptions import RayError
+
+from actors.table import ExpertTable
+from cluster import ray_actors
+from cluster.membership import Membership
+from cluster.seats import ANSWER_S, Seat
+from cluster.spec import ClusterSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Found:
+    """What was there: members' seats, warm workers (name, handle, node), the newest note."""
+
+    seats: list[Seat] = field(default_factory=list)
+    warm: list[tuple[str, Any, str]] = field(default_factory=list)
+    note: dict[str, Any] | None = None
+
+
+def note(core: Membership, number: int, url: str | None, serve_app: str | None) -> dict[str, Any]:
+    """What a later manager must know and can't read off the actors."""
+    return {
+        "number": number,
+        "targets": dict(core.targets),
+        "serial": core.serial,
+        "epoch": core.epoch,
+        "changes": core.changes,
+        "table": core.table,
+        "draining": [m.name for m in core.live("attention") if m.state == "draining"],
+        "url": url,
+        "serve_app": serve_app,
+    }
+
+
+async def look_around(spec: ClusterSpec) -> Found:
+    """Ask every worker of the deployment who it is.
+
+    Workers that are dead or don't answer within ``ANSWER_S`` are ended; so are placement groups
+    without a worker.
+    """
+    handles = await asyncio.to_thread(ray_actors.workers, spec.name)
+    groups = await asyncio.to_thread(ray_actors.groups, spec.name)
+    answers = await asyncio.gather(*(_info(handle) for handle in handles.values()))
+    found = Found()
+    for (name, handle), info in zip(handles.items(), answers, strict=True):
+        if info is None:
+            ray_actors.kill(handle)
+            continue
+        left = info.get("note") or {}
+        if left.get("number", 0) > (found.note or {}).get("number", 0):
+            found.note = left
+        node_id, node_ip, pid = await asyncio.to_thread(ray_actors.where, handle)
+        if info["role"] is None:
+            found.warm.append((name, handle, node_id or ""))
+            continue
+        member = info.get("name") or name
+        usable = info["state"] == "ready" and member in groups
+        found.seats.append(
+            Seat(
+                member,
+                info["role"],
+                state="ready" if usable else "failed",
+                group=groups.pop(member, None),
+                handle=handle,
+                info=info,
+                node_id=node_id,
+                node_ip=node_ip,
+                pid=pid,
+            )
+        )
+    for seat in [seat for seat in found.seats if seat.state == "failed"]:
+        logger.warning("%s was left half started; ending it", seat.name)
+        ray_actors.kill(seat.handle)
+        if seat.group is not None:
+            ray_actors.remove_group(seat.group)
+        found.seats.remove(seat)
+    for group in groups.values():
+        ray_actors.remove_group(group)
+    return found
+
+
+def restore(core: Membership, found: Found, now: float) -> None:
+    """Give a new membership what was found."""
+    assert found.note is not None
+    left = found.note
+    infos = {seat.name: seat.info or {} for seat in found.seats}
+    roles = {seat.name: seat.role for seat in found.seats}
+    tables = [info["table"] for info in infos.values() if info.get("table") is not None]
+    if left.get("table") is not None:
+        tables.append(left["table"])
+    core.targets = dict(left["targets"])
+    core.restore(
+        roles,
+        newest(tables),
+        draining=[name for name in left["draining"] if name in roles],
+        connected=pairs(infos),
+        adopted={n: i.get("epoch", 0) for n, i in infos.items() if roles[n] == "attention"},
+        serial=left["serial"],
+        epoch=left["epoch"],
+        changes=left["changes"],
+        now=now,
+    )
+
+
+def newest(tables: list[ExpertTable]) -> ExpertTable | None:
+    """The table with the highest epoch."""
+    return max(tables, key=lambda table: table.epoch, default=None)
+
+
+def pairs(infos: Mapping[str, Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """(attention, FFN) pairs of which both say that they are connected."""
+    peers = {name: set(info.get("peers", ())) for name, info in infos.items()}
+    return {
+        (name, peer)
+        for name, info in infos.items()
+        if info["role"] == "attention"
+        for peer in peers[name]
+        if name in peers.get(peer, ())
+    }
+
+
+async def _info(handle: Any) -> dict[str, Any] | None:
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await handle.info.remote()
+    except (TimeoutError, RayError):
+        return None
