@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -24,11 +25,11 @@ from cluster.status import ActorEvent, ClusterHandle
 
 KEY = "e2e-key-one"
 OTHER_KEY = "e2e-key-two"
+ADMIN_KEY = "e2e-admin-key"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything in this folder starts processes: let others leave it out (-m 'not e2e')."""
-    config.addinivalue_line("markers", "e2e: starts a real deployment")
     here = Path(__file__).parent
     for item in items:
         if here in Path(item.fspath).parents:
@@ -51,6 +52,7 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(home))
         patch.setenv("AFFLUX_API_KEYS", f"{KEY}, {OTHER_KEY}")
+        patch.setenv("AFFLUX_ADMIN_KEYS", ADMIN_KEY)
         patch.delenv("RAY_ADDRESS", raising=False)
         yield home
 
@@ -64,7 +66,14 @@ def spec(state_home: Path) -> ClusterSpec:
             "name=e2e",
             f"frontend.port={free_port()}",
             "attention.engine.enforce_eager=true",
-            "transport.timeout_s=5",
+            "model.dtype=float32",  # tokens are compared: in float32 no two logits are ever equal
+            "transport.timeout_s=2",
+            "membership.silence_s=4",
+            "attention.max=3",
+            "attention.resources.cpus=0.2",
+            "ffn.max=5",
+            "ffn.resources.cpus=0.2",
+            "frontend.max_requests=48",
             # A small model that may write blanks between JSON tokens writes nothing else.
             "attention.engine.structured_outputs_config={backend: xgrammar, "
             "disable_any_whitespace: true}",
@@ -132,20 +141,26 @@ def in_ray(cluster: ClusterHandle) -> Iterator[None]:
 
 
 @pytest.fixture
-def running(in_ray: None, spec: ClusterSpec) -> Callable[[], int]:
-    """``running()`` -> requests that the attention actors' engines hold."""
+def engines(in_ray: None, spec: ClusterSpec) -> Callable[[], list[dict[str, Any]]]:
+    """``engines()`` -> facts about the attention actors."""
     import ray
 
-    from cluster.manager import find_actor
+    from cluster.manager import find_manager
 
-    names = [f"attention-{i}" for i in range(spec.attention.count)]
-    actors = [find_actor(spec.name, name) for name in names]
+    manager = find_manager(spec.name)
+    assert manager is not None
 
-    def count() -> int:
-        facts = ray.get([actor.info.remote() for actor in actors], timeout=10)
-        return sum(fact["running"] + fact["waiting"] for fact in facts)
+    def facts() -> list[dict[str, Any]]:
+        actors = ray.get(manager.members.remote(), timeout=20)["attention"].values()
+        return ray.get([actor.info.remote() for actor in actors], timeout=30)
 
-    return count
+    return facts
+
+
+@pytest.fixture
+def running(engines: Callable[[], list[dict[str, Any]]]) -> Callable[[], int]:
+    """``running()`` -> requests that the attention actors' engines hold."""
+    return lambda: sum(fact["running"] + fact["waiting"] for fact in engines())
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_lacking_resources(cluster: ClusterHandle, spec: ClusterSpec, in_ray: No
     ray.kill(manager)
     cause = error.value.cause
     assert isinstance(cause, LackingResources)
-    assert "CPU: 1800.75 needed" in cause.message and "GPU: 8 needed, 0 free" in cause.message
+    assert "CPU: 1800.25 needed" in cause.message and "GPU: 8 needed, 0 free" in cause.message
     assert httpx.get(f"{cluster.url}/health").status_code == 200
 
 

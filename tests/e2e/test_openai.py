@@ -3,11 +3,19 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import httpx
 import openai
 import pytest
+
+from cluster.spec import ClusterSpec
+
+LONG = 900
+"""Tokens of a request that nobody will wait for."""
+
+Left = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 MESSAGES = [{"role": "user", "content": "Tell me about the sea."}]
 
@@ -226,39 +234,98 @@ def test_many_streams(async_client: openai.AsyncOpenAI, model: str) -> None:
     assert asyncio.run(run()) == [8 + i for i in range(24)]
 
 
-def test_disconnect_aborts_the_request(
-    async_client: openai.AsyncOpenAI, model: str, running: Callable[[], int]
+def test_one_request_too_many(
+    async_client: openai.AsyncOpenAI, model: str, spec: ClusterSpec, running: Callable[[], int]
 ) -> None:
-    """A client that goes away must free its place in the engine, streaming or not."""
+    """Beyond frontend.max_requests: 429 and when to come back; the others go on."""
 
-    async def leave_a_stream() -> None:
-        stream = await async_client.completions.create(
+    def ask() -> Any:
+        return async_client.completions.create(
             model=model,
             prompt="The sea",
-            max_tokens=900,
+            max_tokens=LONG,
             stream=True,
             extra_body={"ignore_eos": True},
         )
+
+    async def run() -> None:
+        streams = await asyncio.gather(*(ask() for _ in range(spec.frontend.max_requests)))
+        with pytest.raises(openai.RateLimitError, match="requests are in hand") as error:
+            await ask()
+        assert 1 <= int(error.value.response.headers["retry-after"]) <= 60
+        assert error.value.body["code"] == 429  # type: ignore[index]
+        assert [entry.id async for entry in async_client.models.list()] == [model]
+        assert await anext(aiter(streams[0]))
+        for stream in streams:
+            await stream.close()
+
+    asyncio.run(run())
+    deadline = time.monotonic() + 60
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running() == 0
+
+
+@pytest.mark.parametrize("left_after", [1, 2, 3, 5, 8, 13, 21, 34])
+def test_a_stream_that_is_left_leaves_the_engine(
+    async_client: openai.AsyncOpenAI, model: str, left_at_once: Left, left_after: int
+) -> None:
+    """At whatever moment: while a chunk is sent, while the engine computes, right at the start."""
+
+    async def leave() -> None:
+        stream = await async_client.completions.create(
+            model=model,
+            prompt="The sea",
+            max_tokens=LONG,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        chunks = 0
         async for _ in stream:
-            assert running() == 1
-            break
+            chunks += 1
+            if chunks == left_after:
+                break
         await stream.close()
 
-    async def leave_a_plain_request() -> None:
+    left_at_once(leave)
+
+
+def test_a_plain_request_that_is_left_leaves_the_engine(
+    async_client: openai.AsyncOpenAI, model: str, left_at_once: Left, running: Callable[[], int]
+) -> None:
+    async def leave() -> None:
         request = async_client.completions.create(
-            model=model, prompt="The sea", max_tokens=900, extra_body={"ignore_eos": True}
+            model=model, prompt="The sea", max_tokens=LONG, extra_body={"ignore_eos": True}
         )
         task = asyncio.create_task(request)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while running() == 0 and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         assert running() == 1
         task.cancel()
         await asyncio.wait([task])
 
-    for leave in (leave_a_stream, leave_a_plain_request):
+    left_at_once(leave)
+
+
+@pytest.fixture
+def left_at_once(engines: Callable[[], list[dict[str, Any]]], running: Callable[[], int]) -> Left:
+    """Runs a client that goes away, and checks that its request did not run to its end.
+
+    Steps are counted, not seconds: an orphan takes all of them, on machines of any speed.
+    """
+
+    def steps() -> int:
+        return sum(fact["stats"]["steps"] for fact in engines())
+
+    def check(leave: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        assert running() == 0
+        before = steps()
         asyncio.run(leave())
-        deadline = time.monotonic() + 3.0
+        deadline = time.monotonic() + 60
         while running() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert running() == 0, f"{leave.__name__}: the engine still runs an abandoned request"
+            time.sleep(0.02)
+        assert running() == 0
+        assert steps() - before < LONG, "the engine ran an abandoned request to its end"
+
+    return check
