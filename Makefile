@@ -45,6 +45,11 @@ bench: $(BIN)/.cpu  ## measure what the README quotes, into benchmarks/results/
 	@mkdir -p benchmarks/results
 	@$(BIN)/afflux bench dataplane --json benchmarks/results/dataplane.json
 	@$(BIN)/afflux bench decode --json benchmarks/results/decode.json
+	@$(BIN)/afflux bench elastic --json benchmarks/results/elastic.json
+	@$(BIN)/afflux bench chaos --seed 1 --json benchmarks/results/chaos.json
+	@for seed in 2 3; do \
+	  $(BIN)/afflux bench chaos --seed $$seed --repeats 0 --json benchmarks/results/chaos-$$seed.json \
+	    || exit 1; done
 
 lock: $(BIN)/.cpu  ## resolve requirements/*.lock again (keeps versions; delete a line to move it)
 	@requirements/lock.sh $(BIN)/uv

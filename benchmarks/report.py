@@ -118,6 +118,16 @@ def print_summary(report: Mapping[str, Any]) -> None:
     print_table(f"{summary['bench']}: summary", ("figure", "value"), list(summary.items()))
 
 
+def print_failures(failures: Sequence[Mapping[str, Any]], most: int = 10) -> None:
+    """The first ``most`` requests that failed, with the reason of each."""
+    for row in failures[:most]:
+        Console(stderr=True).print(
+            f"failed after {row['tokens']} tokens: {row['reason']}", style="red", highlight=False
+        )
+    if len(failures) > most:
+        Console(stderr=True).print(f"... and {len(failures) - most} more, see the JSON")
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"

@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.models import make_dense, make_moe, stack_experts
+
+# A shared machine may stall for seconds; how long an example takes says nothing about the code.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
