@@ -16,11 +16,13 @@ import platform
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from actors.errors import AffluxError
 
-_LOWEST_PRIORITY = 19  # Ray's workers have 15
+_LOWEST_PRIORITY = 19
 
 
 class Worker:
@@ -31,6 +33,7 @@ class Worker:
         self._preloading: asyncio.Future[None] | None = None
         self._notes: dict[str, Any] = {}
         self._state = "created"
+        self._importer = 0  # thread id while imports are under way
 
     # -- without a role --------------------------------------------------------------------------
 
@@ -39,7 +42,7 @@ class Worker:
         if self._role is None:
             self._state = "importing"
             if self._preloading is None:
-                self._preloading = asyncio.ensure_future(_in_low_priority_thread(_import_all))
+                self._preloading = asyncio.ensure_future(self._import())
             await asyncio.shield(self._preloading)
             if self._role is None:
                 self._state = "warm"
@@ -59,6 +62,7 @@ class Worker:
         if devices:  # before anything in this process touches CUDA
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         if self._preloading is not None:
+            self._hurry()
             await asyncio.shield(self._preloading)
         role = _role_of(config)
         if self._role is None:
@@ -170,6 +174,24 @@ class Worker:
 
     # -- small things ----------------------------------------------------------------------------
 
+    async def _import(self) -> None:
+        """Import on a thread that yields to whatever serves on this machine."""
+
+        def run() -> None:
+            self._importer = threading.get_native_id()
+            _set_priority(self._importer, _LOWEST_PRIORITY)
+            _import_all()
+
+        with ThreadPoolExecutor(1, thread_name_prefix="preload") as executor:
+            await asyncio.get_running_loop().run_in_executor(executor, run)
+        self._importer = 0
+
+    def _hurry(self) -> None:
+        """Somebody waits for the imports now."""
+        if self._importer:
+            with suppress(OSError):  # needs a privilege; without it they take their time
+                _set_priority(self._importer, os.getpriority(os.PRIO_PROCESS, os.getpid()))
+
     async def _ask(self, method: str, *args: Any) -> Any:
         """Call the role, off the event loop when the method blocks."""
         if self._role is None:
@@ -178,6 +200,11 @@ class Worker:
         if inspect.iscoroutinefunction(call):
             return await call(*args)
         return await asyncio.to_thread(call, *args)
+
+
+def _set_priority(thread: int, nice: int) -> None:
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 def _role_of(config: Any) -> type:
@@ -215,30 +242,3 @@ def _import_all() -> None:
     preload()
     for module in _ATTENTION_MODULES:
         importlib.import_module(module)
-
-
-async def _in_low_priority_thread(work: Any) -> None:
-    """Run on a thread that yields to whatever serves on this machine (Linux: nice per thread)."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def finish(error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def run() -> None:
-        error: BaseException | None = None
-        try:
-            if sys.platform == "linux":  # of this thread alone
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
-            work()
-        except BaseException as caught:
-            error = caught
-        loop.call_soon_threadsafe(finish, error)
-
-    threading.Thread(target=run, name="preload", daemon=True).start()
-    await done

@@ -268,6 +268,7 @@ class _Play:
     def _undisturbed(self) -> list[Stream]:
         if self._reference is None:
             task = self._bar.add_task("undisturbed run", total=None)
+            self._stage.wait_whole(*COUNTS, warm=True)
             self._reference = self._stage.reference(self._requests, self._concurrency)
             self._bar.remove_task(task)
         return self._reference

@@ -174,6 +174,7 @@ def _perform(
         def next_is(text: str) -> None:
             bar.update(task, advance=1, description=text)
 
+        stage.wait_whole(*START, warm=True)
         done.reference = stage.reference(requests, concurrency)
         load = stage.load(requests, concurrency=concurrency)
         try:

@@ -67,6 +67,12 @@ def commit() -> str:
         return "unknown"
 
 
+def autogroup() -> str:
+    """Whether Linux schedules sessions as groups: on few cores a client may then wait for seconds."""
+    setting = _lines("/proc/sys/kernel/sched_autogroup_enabled")
+    return {"1": "on", "0": "off"}.get(setting[0].strip() if setting else "", "none")
+
+
 def make_report(
     bench: str, summary: Mapping[str, Scalar], details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def make_report(
 
     Args:
         bench: name of the benchmark, e.g. "dataplane".
-        summary: flat figures; machine, versions, commit and time are added.
+        summary: flat figures; machine, versions, commit, scheduling and time are added.
         details: whatever else a reader may want, any JSON.
 
     Raises:
@@ -88,6 +94,7 @@ def make_report(
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
+        "sched_autogroup": autogroup(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return {"summary": {**where, **summary}, "details": dict(details or {})}

@@ -35,6 +35,7 @@ from cluster.warm import WarmPool
 logger = logging.getLogger(__name__)
 
 LOADS_S = 5.0
+REFILL_S = 3.0
 ORPHAN_S = 4.0
 
 
@@ -83,6 +84,8 @@ class Manager:
         self._queues: dict[str, asyncio.Task[None]] = {}  # the last action of each actor
         self._tasks: set[asyncio.Task[Any]] = set()
         self._alarm: asyncio.TimerHandle | None = None
+        self._refill: asyncio.TimerHandle | None = None
+        self._running = False  # started, and to be kept as it should be
         self._note_number = 0
         self._telling = False
         self._took_over = not _restarted()
@@ -142,6 +145,7 @@ class Manager:
 
     def _run(self) -> None:
         """From now on keep things as they should be."""
+        self._running = True
         self._judge()
         self._bump()
         self.warm.fill()
@@ -276,6 +280,9 @@ class Manager:
         core = await self._ready_core()
         change = core.change_by_number(number)
         if change is None:
+            for report in core.past:
+                if report.number == number:
+                    return report
             raise AffluxError(f"there is no change {number}", code="unknown_change")
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -417,11 +424,26 @@ class Manager:
                 self.seats.set_state(seat, member.state)
         self._judge()
         self._bump()
-        if self._starting is not None and self._starting.done():
-            self.warm.fill()
+        self._fill_later()
         if not self._telling:
             self._telling = True
             self._spawn(self._tell())
+
+    def _fill_later(self) -> None:
+        """Make up for used warm workers once nothing changes: a new process costs a core."""
+        if self._refill is not None:
+            self._refill.cancel()
+        loop = asyncio.get_running_loop()
+        self._refill = loop.call_later(REFILL_S, self._fill)
+
+    def _fill(self) -> None:
+        core = self.membership
+        if core is None or core.table is None or not self._running:
+            return
+        if core.change is not None:
+            self._fill_later()
+        else:
+            self.warm.fill()
 
     async def _tell(self) -> None:
         """Leave a note with every worker, for a manager that has to start anew."""
@@ -622,8 +644,10 @@ class Manager:
 
     async def _tear_down(self) -> None:
         self.membership = None
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._running = False
+        for timer in (self._alarm, self._refill):
+            if timer is not None:
+                timer.cancel()
         mine = asyncio.current_task()
         for task in list(self._tasks):
             if task is not mine:

@@ -85,6 +85,7 @@ class Membership:
         self.epoch = 0  # the highest ever used, rolled back ones included
         self.change: Change | None = None
         self.history: deque[Change] = deque(maxlen=HISTORY)
+        self.past: list[ChangeReport] = []  # of the managers before this one
         self.connected: set[tuple[str, str]] = set()
         self.adopted: dict[str, int] = {}  # attention actor -> epoch in use
         self._wall = wall
@@ -189,7 +190,7 @@ class Membership:
     def reports(self, limit: int = 50) -> list[ChangeReport]:
         """The last changes by number, newest last."""
         changes = sorted(self._all_changes(), key=lambda change: change.number)
-        return [self.report(change) for change in changes[-limit:]]
+        return [*self.past, *(self.report(change) for change in changes)][-limit:]
 
     def report(self, change: Change) -> ChangeReport:
         """A change as plain data."""
@@ -295,7 +296,7 @@ class Membership:
         adopted: Mapping[str, int] | None = None,
         serial: Mapping[Role, int] | None = None,
         epoch: int = 0,
-        changes: int = 0,
+        past: Sequence[ChangeReport] = (),
         now: float = 0.0,
     ) -> None:
         """Take over actors that a manager before this one has left.
@@ -304,11 +305,13 @@ class Membership:
             members: live actors; FFN actors that the table doesn't name are left-overs of a change
                 that never committed, and are stopped.
             table: the newest table that an attention actor has adopted.
-            serial, epoch, changes: the highest numbers known to have been used.
+            serial, epoch: the highest numbers known to have been used.
+            past: reports of earlier changes, oldest first; what had not ended then has now.
         """
         self.table = table
         self.epoch = max(epoch, table.epoch if table else 0)
-        self.changes = changes
+        self.past = [_closed(report, self.table) for report in past]
+        self.changes = max((report.number for report in past), default=0)
         for name, role in members.items():
             state: MemberState = "draining" if name in draining else "ready"
             self.members[name] = Member(name, role, state)
@@ -870,6 +873,18 @@ class Membership:
                 f"{ffn} FFN actors: the model has {self.num_experts} experts per layer, with "
                 f"replicas {copies} copies, and an actor without any would be of no use"
             )
+
+
+def _closed(report: ChangeReport, table: ExpertTable | None) -> ChangeReport:
+    """The report of a change that the death of its manager has ended, one way or the other."""
+    if report.ended:
+        return report
+    committed = report.phase == "release" or (
+        report.epoch is not None and table is not None and report.epoch <= table.epoch
+    )
+    error = "" if committed else "the manager ended before it committed; ask again"
+    phase: Phase = "done" if committed else "rolled_back"
+    return report.model_copy(update={"phase": phase, "error": error})
 
 
 def _counts(counts: Mapping[Role, int]) -> str:

@@ -105,6 +105,8 @@ def _start(options: HeadOptions, without_env: tuple[str, ...]) -> tuple[RayRecor
     env["VLLM_HOST_IP"] = "127.0.0.1"
     if sys.platform == "linux":
         env.setdefault("UCX_NET_DEVICES", "lo")
+    # Ray gives its workers niceness 15; what serves must not yield to everything else.
+    env.setdefault("RAY_worker_niceness", "0")
     env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # what runs there is stopped by us before
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(

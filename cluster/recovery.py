@@ -23,6 +23,9 @@ from cluster.spec import ClusterSpec
 
 logger = logging.getLogger(__name__)
 
+KEPT_REPORTS = 50
+"""Reports of changes that outlive a manager."""
+
 
 @dataclass
 class Found:
@@ -40,7 +43,7 @@ def note(core: Membership, number: int, url: str | None, serve_app: str | None) 
         "targets": dict(core.targets),
         "serial": core.serial,
         "epoch": core.epoch,
-        "changes": core.changes,
+        "past": core.reports(KEPT_REPORTS),
         "table": core.table,
         "draining": [m.name for m in core.live("attention") if m.state == "draining"],
         "url": url,
@@ -113,7 +116,7 @@ def restore(core: Membership, found: Found, now: float) -> None:
         adopted={n: i.get("epoch", 0) for n, i in infos.items() if roles[n] == "attention"},
         serial=left["serial"],
         epoch=left["epoch"],
-        changes=left["changes"],
+        past=left["past"],
         now=now,
     )
 

@@ -231,7 +231,7 @@ class Seats:
         while worker is not None:
             self.set_state(seat, "starting", f"as {worker.name}")
             try:
-                await worker.handle.preload.remote()
+                await worker.handle.ping.remote()
                 seat.handle = worker.handle
                 if pool.resources.gpus:
                     return await asyncio.to_thread(

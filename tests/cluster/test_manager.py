@@ -86,6 +86,7 @@ class Deployment:
 @pytest.fixture
 async def deployment(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Deployment]:
     monkeypatch.setattr(seats, "ROOM_GRACE_S", 0.0)
+    monkeypatch.setattr(manager_module, "REFILL_S", 0.01)
     deployment = Deployment(FakeRay(monkeypatch))
     yield deployment
     for manager in deployment.managers:
@@ -154,7 +155,7 @@ async def test_flip_uses_a_warm_worker(deployment: Deployment) -> None:
 async def test_a_dead_warm_worker_is_passed_over(deployment: Deployment) -> None:
     manager = await deployment.up(warm_workers=1)
     await deployment.until(lambda: manager.warm.ready == 1)
-    deployment.ray.workers["warm-0"].fails["preload"] = seats.RayActorError()
+    deployment.ray.workers["warm-0"].fails["ping"] = seats.RayActorError()
     done = await deployment.ended(await manager.scale(ffn=3))
     assert done.phase == "done" and deployment.ray.member("ffn-2").name == "ffn-2"
 

@@ -416,10 +416,13 @@ def test_restore_takes_over_and_rolls_forward(behind: bool) -> None:
         adopted=adopted,
         serial=old.core.serial,
         epoch=old.core.epoch,
-        changes=old.core.changes,
+        past=old.core.reports(),
         now=0.0,
     )
     new.settle()
+    past = {report.verb: report.phase for report in new.core.reports()}
+    assert past["start"] == "done"
+    assert not behind or past["scale"] == "done", "it had committed"
     assert new.core.settled and "ffn-1" not in new.ready("ffn")
     assert len(new.ready("ffn")) == 3 and new.core.table is not None
     assert new.core.table.epoch > old.core.epoch
@@ -438,6 +441,24 @@ def test_restore_brings_everybody_to_one_epoch() -> None:
     )
     new.settle()
     assert new.core.settled and new.core.adopted == {"attention-0": 1, "attention-1": 1}
+
+
+def test_restore_closes_what_had_not_committed() -> None:
+    old = World(1, 2).up()
+    old.core.scale({"ffn": 3}, old.now)
+    new = World(1, 2)
+    roles: Any = {"attention-0": "attention", "ffn-0": "ffn", "ffn-1": "ffn"}
+    new.core.restore(
+        roles,
+        old.core.table,
+        connected=old.core.connected,
+        adopted=old.core.adopted,
+        past=old.core.reports(),
+        now=0.0,
+    )
+    assert [report.phase for report in new.core.reports()] == ["done", "rolled_back"]
+    assert "ask again" in new.core.reports()[-1].error
+    assert new.core.scale({"ffn": 3}, 0.0).number == 3
 
 
 def test_restore_stops_what_never_got_to_serve() -> None:
