@@ -68,7 +68,7 @@ def commit() -> str:
 
 
 def autogroup() -> str:
-    """Whether Linux schedules sessions as groups: on few cores a client may then wait for seconds."""
+    """Whether Linux schedules sessions as groups; on few cores clients may then wait long."""
     setting = _lines("/proc/sys/kernel/sched_autogroup_enabled")
     return {"1": "on", "0": "off"}.get(setting[0].strip() if setting else "", "none")
 
