@@ -22,7 +22,7 @@ from typing import Any
 
 from actors.errors import AffluxError
 
-_LOWEST_PRIORITY = 19
+_NICE = 5  # of imports, above the process: a third of what a thread that serves gets
 
 
 class Worker:
@@ -179,7 +179,7 @@ class Worker:
 
         def run() -> None:
             self._importer = threading.get_native_id()
-            _set_priority(self._importer, _LOWEST_PRIORITY)
+            _set_priority(self._importer, _niceness() + _NICE)
             _import_all()
 
         with ThreadPoolExecutor(1, thread_name_prefix="preload") as executor:
@@ -190,7 +190,7 @@ class Worker:
         """Somebody waits for the imports now."""
         if self._importer:
             with suppress(OSError):  # needs a privilege; without it they take their time
-                _set_priority(self._importer, os.getpriority(os.PRIO_PROCESS, os.getpid()))
+                _set_priority(self._importer, _niceness())
 
     async def _ask(self, method: str, *args: Any) -> Any:
         """Call the role, off the event loop when the method blocks."""
@@ -202,9 +202,13 @@ class Worker:
         return await asyncio.to_thread(call, *args)
 
 
+def _niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, os.getpid())
+
+
 def _set_priority(thread: int, nice: int) -> None:
     if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, thread, nice)
+        os.setpriority(os.PRIO_PROCESS, thread, min(nice, 19))
 
 
 def _role_of(config: Any) -> type:
