@@ -263,7 +263,7 @@ def deployment(spec: ClusterSpec, console: Console) -> Iterator[Stage]:
             assert record is not None and record.ray is not None
             stage = Stage(spec, handle.url, record)
             try:
-                with launcher.connected(record):
+                with launcher.connected(record), _interruptible():  # Ray has put its own in place
                     yield stage
             except BaseException:
                 stage.unclean = True
