@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -129,12 +130,24 @@ def test_a_table_of_another_model_or_stranger_is_refused(deployment):
 
 
 @pytest.mark.timeout(500)
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until every thread has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 30
+    while any(
+        task.read_text().rpartition(")")[2].split()[0] != "T"
+        for task in Path(f"/proc/{pid}/task").glob("*/stat")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_without_another_holder_and_a_newer_table_the_step_fails(deployment):
     attention = deployment.attention
     attention.adopt(deployment.pool.table)
     expected = attention.generate(prompts(VOCAB)[:4], 6).tokens
     frozen = deployment.hosts[1].process.pid
-    os.kill(frozen, signal.SIGSTOP)
+    freeze(frozen)
     try:
         began = time.monotonic()
         run = attention.generate(prompts(VOCAB, wave=1)[:4], 6)
