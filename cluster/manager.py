@@ -146,6 +146,7 @@ class Manager:
     def _run(self) -> None:
         """From now on keep things as they should be."""
         self._running = True
+        self._errors.clear()
         self._judge()
         self._bump()
         self.warm.fill()
@@ -326,9 +327,12 @@ class Manager:
         if core is None:
             return
         for action in core.actions():
-            before = None if action.fence else self._queues.get(action.actor)
+            # A drain only waits: what the actor must do meanwhile (adopt, stop) goes past it.
+            alone = action.fence or action.kind == "drain"
+            before = None if alone else self._queues.get(action.actor)
             task = self._spawn(self._carry_out(core, action, before))
-            self._queues[action.actor] = task
+            if action.kind != "drain":
+                self._queues[action.actor] = task
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
@@ -353,7 +357,8 @@ class Manager:
             self._lose(error.name, error.message)
             core.failed(action.number, error.message, self._now())
         except AffluxError as error:
-            self._errors[action.label] = error
+            if not self._running:
+                self._errors[action.label] = error
             core.failed(action.number, error.message, self._now())
         except Exception as error:
             logger.exception("%s failed", action.label)
@@ -386,6 +391,8 @@ class Manager:
                 await seats.disconnect(name, action.peer)
             case "stop":
                 await seats.stop(name, fence=action.fence)
+                self._queues.pop(name, None)
+                seats.forget_oldest()
 
     # -- news ------------------------------------------------------------------------------------
 

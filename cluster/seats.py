@@ -35,6 +35,9 @@ ROOM_GRACE_S = 2.0
 """Seconds that resources which are being given back may take before a start is refused."""
 
 DRAIN_POLL_S = 0.1
+KEPT = 50
+"""Ended seats that are remembered."""
+
 Shard = Mapping[int, Sequence[int]]
 Sources = Mapping[str, Shard]
 
@@ -206,6 +209,13 @@ class Seats:
             for name, offer in offers.items():
                 with suppress(SeatGone, SeatError):
                     await self.ask(name, partial(_unexport, token=offer.token))
+
+    def forget_oldest(self) -> None:
+        """Drop seats that ended long ago; the newest are kept for status."""
+        ended = [n for n, s in self.by_name.items() if s.state in ("retired", "failed", "stopped")]
+        for name in ended[:-KEPT]:
+            if self.by_name[name].handle is None:
+                del self.by_name[name]
 
     # -- steps of a start ------------------------------------------------------------------------
 

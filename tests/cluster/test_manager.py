@@ -142,6 +142,26 @@ async def test_a_draining_actor_finishes_its_requests(deployment: Deployment) ->
     assert list((await manager.members())["attention"]) == ["attention-0"]
 
 
+async def test_a_draining_actor_adopts_what_is_published(deployment: Deployment) -> None:
+    manager = await deployment.up(membership={"drain_s": 30, "commit_s": 2})
+    draining = deployment.ray.member("attention-1")
+    draining.requests = 1
+    drained = await manager.retire("attention-1")
+    await deployment.until(lambda: deployment.state("attention-1") == "draining")
+    done = await deployment.ended(await manager.scale(ffn=3))
+    assert done.phase == "done" and deployment.state("attention-1") == "draining"
+    assert draining.table is not None and draining.table.epoch == done.epoch
+    draining.requests = 0
+    await deployment.ended(drained)
+
+
+async def test_a_drain_ends_at_its_deadline(deployment: Deployment) -> None:
+    manager = await deployment.up(membership={"drain_s": 0.2})
+    deployment.ray.member("attention-1").requests = 1  # and nobody takes them away
+    done = await deployment.ended(await manager.retire("attention-1"))
+    assert done.phase == "done" and deployment.ray.member("attention-1").dead.is_set()
+
+
 async def test_flip_uses_a_warm_worker(deployment: Deployment) -> None:
     manager = await deployment.up(warm_workers=1)
     await deployment.until(lambda: manager.warm.ready == 1)

@@ -431,18 +431,24 @@ def test_restore_takes_over_and_rolls_forward(behind: bool) -> None:
 
 
 def test_restore_brings_everybody_to_one_epoch() -> None:
+    """The manager before died after one of two actors had adopted; no actor was lost."""
     old = World(2, 2).up()
-    new = World(2, 2)
+    old.core.scale({"ffn": 3}, old.now)
+    while not any(kind.startswith("publish") for kind in kinds(old)):
+        old.step(old.pending()[0])
+    old.step("attention-0")
+    assert old.core.adopted == {"attention-0": 2, "attention-1": 1}
+    new = World(2, 3)
     new.held, new.oldest, new.tables, new.met = old.held, old.oldest, old.tables, old.met
     new.core.restore(
         {m.name: m.role for m in old.core.members.values()},
         old.core.table,
         connected=old.core.connected,
-        adopted={"attention-0": 1, "attention-1": 0.5},  # type: ignore[dict-item]
+        adopted=old.core.adopted,
         now=0.0,
     )
     new.settle()
-    assert new.core.settled and new.core.adopted == {"attention-0": 1, "attention-1": 1}
+    assert new.core.settled and new.core.adopted == {"attention-0": 2, "attention-1": 2}
 
 
 def test_restore_closes_what_had_not_committed() -> None:
