@@ -74,6 +74,22 @@ class AttentionConfig:
     threads: int | None = None
 
 
+_KV_CACHE_BYTES = 1 << 30
+
+
+def _size_kv_cache(engine: dict[str, Any]) -> None:
+    """On a CPU: the KV cache that the engine arguments ask for, else 1 GiB.
+
+    vLLM would take nearly all of the machine's memory for one engine, and lets its old environment
+    variable win over the argument; here what the spec says wins.
+    """
+    variable = "VLLM_CPU_KVCACHE_SPACE"
+    if "kv_cache_memory_bytes" in engine or "gpu_memory_utilization" in engine:
+        os.environ.pop(variable, None)
+    elif not os.environ.get(variable):
+        engine["kv_cache_memory_bytes"] = _KV_CACHE_BYTES
+
+
 class AttentionEngine:
     """vLLM's engine core in this process, attention and everything but routed experts.
 
@@ -127,7 +143,9 @@ class AttentionEngine:
         inspect_in_process(self.checkpoint.config.get("architectures") or ())
         AttentionWorker.chooser = self.chooser
         engine = dict(self.config.engine)
-        if not current_platform.is_cpu():
+        if current_platform.is_cpu():
+            _size_kv_cache(engine)
+        else:
             # the remote call is host code between kernels, which a captured graph would not repeat
             engine.setdefault("compilation_config", {"cudagraph_mode": "NONE"})
         try:

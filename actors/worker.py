@@ -233,6 +233,8 @@ def _no_role(method: str) -> AffluxError:
 
 _ATTENTION_MODULES = (
     "vllm.v1.engine.core",
+    "vllm.model_executor.layers.quantization.online.base",  # every model loader imports it
+    "actors.attention",
     "actors.runner",
     "actors.loader",
     "actors.experts_client",

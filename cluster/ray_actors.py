@@ -24,6 +24,8 @@ from cluster.names import NAMESPACE, WORKER_ENV, actor_name, manager_name
 from cluster.preflight import LackingResources, Need, Node, lacking, needs
 from cluster.spec import ClusterSpec, PoolSpec, Role
 
+_KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"  # GiB; vLLM's old way to say kv_cache_memory_bytes
+
 AUTOSCALED = "ray.io/node-group"
 """Label that Ray's autoscaler and KubeRay put on their nodes."""
 
@@ -88,7 +90,8 @@ def worker_env(spec: ClusterSpec) -> dict[str, str]:
     """
     threads = str(max(cpu_threads(spec.attention), cpu_threads(spec.ffn)))
     env = {**WORKER_ENV, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    env["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
+    if _KV_SPACE in os.environ:
+        env[_KV_SPACE] = os.environ[_KV_SPACE]
     if spec.transport.ucx_tls:
         env["UCX_TLS"] = spec.transport.ucx_tls
     return env
