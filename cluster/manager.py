@@ -196,6 +196,7 @@ class Manager:
             self.membership = self._new_membership(checkpoint)
             self._url, self._serve_app = found.note.get("url"), found.note.get("serve_app")
             self._note_number = found.note["number"]
+            self.warm.avoid(found.names)
             for name, handle, node_id in found.warm:
                 self.warm.adopt(name, handle, node_id)
             for seat in found.seats:

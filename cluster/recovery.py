@@ -29,8 +29,12 @@ KEPT_REPORTS = 50
 
 @dataclass
 class Found:
-    """What was there: members' seats, warm workers (name, handle, node), the newest note."""
+    """What was there: members' seats, warm workers (name, handle, node), the newest note.
 
+    ``names``: of all processes, of those that were ended just now too.
+    """
+
+    names: tuple[str, ...] = ()
     seats: list[Seat] = field(default_factory=list)
     warm: list[tuple[str, Any, str]] = field(default_factory=list)
     note: dict[str, Any] | None = None
@@ -60,7 +64,7 @@ async def look_around(spec: ClusterSpec) -> Found:
     handles = await asyncio.to_thread(ray_actors.workers, spec.name)
     groups = await asyncio.to_thread(ray_actors.groups, spec.name)
     answers = await asyncio.gather(*(_info(handle) for handle in handles.values()))
-    found = Found()
+    found = Found(names=tuple(handles))
     for (name, handle), info in zip(handles.items(), answers, strict=True):
         if info is None:
             ray_actors.kill(handle)

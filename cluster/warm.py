@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from cluster import ray_actors
 from cluster.spec import ClusterSpec
 
 logger = logging.getLogger(__name__)
+
+PREFIX = "warm"
 
 AGAIN_S = 2.0
 """Pause after a warm worker that could not be started."""
@@ -84,13 +86,20 @@ class WarmPool:
             crowd = Counter(nodes)
             crowd.subtract(worker.node_id for worker in self._workers.values())
             node_id = crowd.most_common(1)[0][0]
-            name = f"warm-{self._serial}"
+            name = f"{PREFIX}-{self._serial}"
             self._serial += 1
             self._add(name, self._create(name, node_id), node_id)
 
+    def avoid(self, names: Iterable[str]) -> None:
+        """Give new workers none of these names: a process keeps its name when it gets a role, and
+        Ray frees the name of one that was ended only after a while."""
+        for name in names:
+            kind, _, number = name.rpartition("-")
+            if kind == PREFIX:
+                self._serial = max(self._serial, int(number) + 1)
+
     def adopt(self, name: str, handle: Any, node_id: str) -> None:
         """Take over a worker that an earlier manager has started."""
-        self._serial = max(self._serial, int(name.rpartition("-")[2]) + 1)
         self._add(name, handle, node_id)
 
     def take(self, node_id: str | None) -> WarmWorker | None:

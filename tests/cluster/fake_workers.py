@@ -192,6 +192,8 @@ class FakeRay:
         return not worker.dead.is_set()
 
     def _create(self, name: str) -> FakeWorker:
+        if name in self.workers and self._up(self.workers[name]):
+            raise ValueError(f"the name {name} is already taken")  # as Ray does
         worker = self.workers[name] = FakeWorker(name)
         return worker
 

@@ -37,7 +37,7 @@ def spec(**changes: Any) -> ClusterSpec:
         "ffn": {"count": 2, "max": 6},
         "startup_timeout_s": 5,
         "warm_workers": 0,
-        "membership": {"silence_s": 0.2, "drain_s": 0.5},
+        "membership": {"silence_s": 0.5, "drain_s": 0.5},
     }
     return make_spec({**data, **changes})
 
@@ -263,6 +263,21 @@ async def test_members_wait_for_a_change(deployment: Deployment) -> None:
     assert changed["version"] != version
 
 
+def replaced(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Manager:
+    """The manager dies and Ray starts another, which has not taken over yet."""
+    old = deployment.manager
+    watchers = [seat.watcher for seat in old.seats.by_name.values() if seat.watcher]
+    for task in (*old._tasks, *old.warm._tasks, *watchers):
+        task.cancel()
+    deployment.managers.clear()
+    monkeypatch.setattr(manager_module, "_restarted", lambda: False)
+    manager = Manager(old.spec.model_dump(mode="json"))
+    manager._took_over = False
+    deployment.manager = manager
+    deployment.managers.append(manager)
+    return manager
+
+
 async def test_a_new_manager_takes_over(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,16 +287,8 @@ async def test_a_new_manager_takes_over(
     await old.set_url("http://somewhere")
     await deployment.until(lambda: deployment.ray.member("ffn-0").note.get("url") is not None)
     await deployment.until(lambda: old.warm.ready == 1)
-    for task in [*old._tasks, *(s.watcher for s in old.seats.by_name.values() if s.watcher)]:
-        task.cancel()  # the old one is dead
-    deployment.managers.clear()
     deployment.ray.member("ffn-2").dead.set()
-
-    monkeypatch.setattr(manager_module, "_restarted", lambda: False)
-    manager = Manager(old.spec.model_dump(mode="json"))
-    manager._took_over = False
-    deployment.manager = manager
-    deployment.managers.append(manager)
+    manager = replaced(deployment, monkeypatch)
     members = await manager.members()
     assert list(members["attention"]) == ["attention-0"]
     assert members["version"] != (await old.members())["version"]
@@ -290,6 +297,22 @@ async def test_a_new_manager_takes_over(
     assert status.url == "http://somewhere" and status.targets == {"attention": 1, "ffn": 3}
     assert sorted(a.name for a in status.actors) == ["attention-0", "ffn-0", "ffn-1", "ffn-3"]
     assert (await deployment.ended(await manager.scale(ffn=2))).number > 2
+
+
+async def test_a_new_manager_gives_no_name_twice(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await deployment.up(warm_workers=1)
+    await deployment.until(lambda: old.warm.ready == 1)
+    await deployment.ended(await old.flip("attention-1", "ffn"))
+    assert deployment.ray.member("ffn-2").name == "warm-0"
+    for name in old.warm.names:  # so that no warm worker is left whose number could be gone by
+        deployment.ray.workers[name].dead.set()
+    await asyncio.sleep(0)
+    manager = replaced(deployment, monkeypatch)
+    await manager.members()
+    await deployment.until(lambda: manager.warm.ready == 1)
+    assert "warm-0" not in manager.warm.names
 
 
 async def test_a_missing_model_fails_the_start(deployment: Deployment) -> None:
