@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray.exceptions import RayError
 
+from actors.errors import AffluxError
 from actors.table import ExpertTable
 from cluster import ray_actors
 from cluster.membership import Membership
@@ -22,6 +24,11 @@ from cluster.seats import ANSWER_S, Seat
 from cluster.spec import ClusterSpec
 
 logger = logging.getLogger(__name__)
+
+_SILENT: dict[str, Any] = {"state": "silent"}
+
+PATIENCE_S = 60.0
+"""How long to ask again while nobody who would know what there is answers, on a busy machine."""
 
 KEPT_REPORTS = 50
 """Reports of changes that outlive a manager."""
@@ -58,15 +65,19 @@ def note(core: Membership, number: int, url: str | None, serve_app: str | None) 
 async def look_around(spec: ClusterSpec) -> Found:
     """Ask every worker of the deployment who it is.
 
-    Workers that are dead or don't answer within ``ANSWER_S`` are ended; so are placement groups
-    without a worker.
+    Once somebody has told the manager's note, workers that are dead or don't answer within
+    ``ANSWER_S`` are ended; so are placement groups without a worker.
+
+    Raises:
+        AffluxError: code ``silent``: there are workers, and none of them answered in
+            ``PATIENCE_S``. Nothing was ended.
     """
-    handles = await asyncio.to_thread(ray_actors.workers, spec.name)
+    handles, answers = await _ask_all(spec)
     groups = await asyncio.to_thread(ray_actors.groups, spec.name)
-    answers = await asyncio.gather(*(_info(handle) for handle in handles.values()))
     found = Found(names=tuple(handles))
     for (name, handle), info in zip(handles.items(), answers, strict=True):
-        if info is None:
+        if info is None or info is _SILENT:
+            logger.warning("%s is %s; ending it", name, "dead" if info is None else "silent")
             ray_actors.kill(handle)
             continue
         left = info.get("note") or {}
@@ -142,9 +153,29 @@ def pairs(infos: Mapping[str, Mapping[str, Any]]) -> set[tuple[str, str]]:
     }
 
 
+async def _ask_all(spec: ClusterSpec) -> tuple[dict[str, Any], list[dict[str, Any] | None]]:
+    """Handles of all workers by name, and what each says: None if dead, ``_SILENT``."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        handles = await asyncio.to_thread(ray_actors.workers, spec.name)
+        answers = await asyncio.gather(*(_info(handle) for handle in handles.values()))
+        told = any(info.get("note") for info in answers if info is not None)
+        if told or _SILENT not in answers:
+            return handles, answers
+        if time.monotonic() > deadline:
+            raise AffluxError(
+                f"none of {', '.join(handles)} has said within {PATIENCE_S:g} s what "
+                f"{spec.name} is; is the machine overloaded? The next command tries again",
+                code="silent",
+            )
+        logger.warning("nobody knows yet what there is; asking %d workers again", len(handles))
+
+
 async def _info(handle: Any) -> dict[str, Any] | None:
     try:
         async with asyncio.timeout(ANSWER_S):
             return await handle.info.remote()
-    except (TimeoutError, RayError):
+    except TimeoutError:
+        return _SILENT
+    except RayError:
         return None

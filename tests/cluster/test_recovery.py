@@ -1,7 +1,17 @@
 """What a new manager concludes from what the actors say."""
 
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from actors.errors import AffluxError
 from actors.table import ExpertTable
-from cluster.recovery import newest, pairs
+from cluster import ray_actors, recovery
+from cluster.recovery import look_around, newest, pairs
+from cluster.spec import make_spec
 
 
 def test_newest_table_wins() -> None:
@@ -18,3 +28,45 @@ def test_a_connection_needs_both_sides() -> None:
         "ffn-1": {"role": "ffn", "peers": ["attention-0", "attention-1"]},
     }
     assert pairs(infos) == {("attention-0", "ffn-0"), ("attention-0", "ffn-1")}
+
+
+class Silent:
+    """A worker that answers from the ``answers``-th question on."""
+
+    def __init__(self, answers: int):
+        self.left = answers
+        self.info = self
+        self.killed = False
+
+    async def remote(self) -> dict[str, Any]:
+        self.left -= 1
+        if self.left > 0:
+            await asyncio.sleep(60)
+        return {"role": None, "state": "warm", "note": {"number": 7}}
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, workers: dict[str, Silent]) -> None:
+    monkeypatch.setattr(recovery, "ANSWER_S", 0.01)
+    monkeypatch.setattr(ray_actors, "workers", lambda deployment: workers)
+    monkeypatch.setattr(ray_actors, "groups", lambda deployment: {})
+    monkeypatch.setattr(ray_actors, "where", lambda handle: ("node", "10.0.0.1", 1))
+    monkeypatch.setattr(ray_actors, "kill", lambda handle: setattr(handle, "killed", True))
+
+
+async def test_nobody_is_ended_before_somebody_has_told_the_note(monkeypatch: pytest.MonkeyPatch):
+    workers = {"ffn-0": Silent(3), "ffn-1": Silent(3), "ffn-2": Silent(99)}
+    serve(monkeypatch, workers)
+    found = await look_around(make_spec({"model": {"path": "/m"}}))
+    assert found.note == {"number": 7}
+    assert [name for name, _, _ in found.warm] == ["ffn-0", "ffn-1"]
+    assert found.names == ("ffn-0", "ffn-1", "ffn-2")
+    assert [w.killed for w in workers.values()] == [False, False, True]
+
+
+async def test_silence_is_not_taken_for_an_empty_deployment(monkeypatch: pytest.MonkeyPatch):
+    workers = {"ffn-0": Silent(99)}
+    serve(monkeypatch, workers)
+    monkeypatch.setattr(recovery, "PATIENCE_S", 0.05)
+    with pytest.raises(AffluxError, match="none of ffn-0 has said within") as error:
+        await look_around(make_spec({"model": {"path": "/m"}}))
+    assert error.value.code == "silent" and not workers["ffn-0"].killed
