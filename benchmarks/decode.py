@@ -7,6 +7,7 @@ plane.
 """
 
 import functools
+import json
 import os
 import statistics
 import tempfile
@@ -16,10 +17,12 @@ from typing import Any
 
 from actors.checkpoint import Checkpoint
 from actors.engine import AttentionConfig
+from benchmarks import replay
 from benchmarks.models import BALANCED, FFN_HEAVY, make_model
 from benchmarks.offline import PlainEngine, Run
 from benchmarks.processes import Remote
 from benchmarks.report import make_report, print_summary, print_table, write_report
+from benchmarks.samples import full_step_seconds, prompts, runs, stages
 from benchmarks.split import FFNHost, FFNPool, attention_process
 
 BATCHES = (1, 8, 32, 64, 128, 256)
@@ -39,21 +42,9 @@ def _engine_args(eager: bool) -> dict[str, Any]:
     }
 
 
-def _prompts(batch: int, seed: int) -> list[list[int]]:
-    return [
-        [(i * 37 + j * 11 + seed * 101) % 4000 + 10 for j in range(PROMPT_TOKENS)]
-        for i in range(batch)
-    ]
-
-
 def _decode_rate(run: Run, batch: int) -> tuple[float, float]:
     """(tokens/s, median step in ms) over the steps in which the whole batch decoded."""
-    steps = [
-        seconds
-        for seconds, tokens in zip(run.step_seconds, run.step_tokens, strict=True)
-        if tokens == batch
-    ][1:]
-    middle = statistics.median(steps)
+    middle = full_step_seconds(run, batch)
     return batch / middle, middle * 1e3
 
 
@@ -117,7 +108,7 @@ def measure(
         engines |= {f"split {k}": v for k, v in sides.split.items()}
         for batch in batches:
             for engine in engines.values():  # warm: first shapes compile, fits settle
-                engine.generate(_prompts(batch, 99), 8)
+                engine.generate(prompts(batch, PROMPT_TOKENS, 99), 8)
             rates: dict[str, list[float]] = {name: [] for name in engines}
             steps: dict[str, list[float]] = {name: [] for name in engines}
             outputs: dict[str, Run] = {}
@@ -125,7 +116,7 @@ def measure(
             for repeat in range(repeats):
                 for name, engine in engines.items():
                     before = sides.pool.info()[0]["busy_seconds"]
-                    run = engine.generate(_prompts(batch, repeat), tokens)
+                    run = engine.generate(prompts(batch, PROMPT_TOKENS, repeat), tokens)
                     if name.startswith("split"):
                         busy += sides.pool.info()[0]["busy_seconds"] - before
                         wall += run.seconds
@@ -161,9 +152,22 @@ def measure(
                 }
             )
             _print_row(label, rows[-1])
+        checkpoint = Checkpoint.open(model)
+        layers = len(checkpoint.moe_layers)
+        engine = sides.split["eager" if eager_only else "compiled"]
+        lanes = {row["batch"]: row["lanes"] for row in rows}
+        samples = stages(engine, layers, batches)
+        replayed = runs(engine, batches, lanes, repeats=repeats)
     finally:
         sides.close()
-    return {"model": label, "experts": Checkpoint.open(model).num_experts, "rows": rows}
+    return {
+        "model": label,
+        "experts": checkpoint.num_experts,
+        "layers": layers,
+        "rows": rows,
+        "samples": samples,
+        "runs": replayed,
+    }
 
 
 def _print_row(label: str, row: dict[str, Any]) -> None:
@@ -198,6 +202,9 @@ def run(json_path: Path | None = None, *, quick: bool = False) -> dict[str, Any]
     # tokens.py
     summary["tokens_same_share"] = round(statistics.mean(row["same_requests"] for row in rows), 4)
     summary["tokens_match"] = all(row["same_requests"] == 1.0 for row in rows)
+    replayed = [] if quick else _replay(results)
+    if replayed:
+        summary |= replay.summary(replayed)
     report = make_report("decode", summary, results)
     for label, result in results.items():
         print_table(
@@ -214,9 +221,18 @@ def run(json_path: Path | None = None, *, quick: bool = False) -> dict[str, Any]
                 for row in result["rows"]
             ],
         )
+    if replayed:
+        replay.print_rows(replayed)
     print_summary(report)
     write_report(report, json_path)
     return report
+
+
+def _replay(results: dict[str, Any]) -> list[replay.Replayed]:
+    with tempfile.TemporaryDirectory(prefix="afflux-decode-") as folder:
+        path = Path(folder) / "decode.json"
+        path.write_text(json.dumps({"details": results}), encoding="utf-8")
+        return replay.replay(path)[0]
 
 
 if __name__ == "__main__":

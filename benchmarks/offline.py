@@ -5,7 +5,9 @@ detokenising, no Ray. Used by ``benchmarks.decode`` and by the tests that compar
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from actors.engine import AttentionConfig, AttentionEngine
@@ -13,11 +15,17 @@ from actors.engine import AttentionConfig, AttentionEngine
 
 @dataclass
 class Run:
-    """Result of ``generate``: tokens per prompt, and the time of each engine step in seconds."""
+    """Result of ``generate``: tokens per prompt, and the time of each engine step in seconds.
+
+    ``first`` and ``last``: when each prompt got its first and its last token, in seconds from the
+    begin.
+    """
 
     tokens: list[list[int]]
     step_seconds: list[float] = field(default_factory=list)
     step_tokens: list[int] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    last: list[float] = field(default_factory=list)
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
 
@@ -31,19 +39,25 @@ class _Engine:
         self.core.post_step(model_executed=executed)
         return outputs or {}
 
-    def generate(self, prompts: list[list[int]], max_tokens: int) -> Run:
-        """Greedy decode of all prompts together, exactly ``max_tokens`` tokens each."""
+    def generate(self, prompts: list[list[int]], max_tokens: int | Sequence[int]) -> Run:
+        """Greedy decode of all prompts together, exactly ``max_tokens`` tokens each.
+
+        Args:
+            max_tokens: one number for all, or one per prompt.
+        """
         from vllm import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
-        run = Run(tokens=[[] for _ in prompts])
+        lengths = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
+        run = Run(tokens=[[] for _ in prompts], first=[0.0] * len(prompts))
+        run.last = [0.0] * len(prompts)
         index: dict[str, int] = {}
-        for number, prompt in enumerate(prompts):
+        for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             type(self)._count += 1
             request_id = f"offline-{self._count}"
             index[request_id] = number
             params = SamplingParams(
-                max_tokens=max_tokens, temperature=0.0, ignore_eos=True, detokenize=False
+                max_tokens=length, temperature=0.0, ignore_eos=True, detokenize=False
             )
             request = EngineCoreRequest(
                 request_id=request_id,
@@ -62,11 +76,17 @@ class _Engine:
         while self.core.scheduler.has_unfinished_requests():
             start = time.perf_counter()
             outputs = self.step()
-            run.step_seconds.append(time.perf_counter() - start)
+            end = time.perf_counter()
+            run.step_seconds.append(end - start)
             made = 0
             for message in outputs.values():
                 for output in message.outputs:
-                    run.tokens[index[output.request_id]] += output.new_token_ids
+                    number = index[output.request_id]
+                    if output.new_token_ids:
+                        if not run.tokens[number]:
+                            run.first[number] = end - began
+                        run.last[number] = end - began
+                    run.tokens[number] += output.new_token_ids
                     made += len(output.new_token_ids)
                     if output.finish_reason is not None and str(output.finish_reason) == "error":
                         run.errors.append(str(output.stop_reason))
@@ -94,6 +114,16 @@ class PlainEngine(_Engine):
         return sum(t.nbytes for t in (*model.parameters(), *model.buffers()) if not t.is_meta)
 
 
+class _Kept:
+    """Stands in for a running mean of the lane chooser and keeps every measurement."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+
+    def add(self, n: float, t: float) -> None:
+        self.points.append((n, t))
+
+
 class SplitEngine(_Engine):
     """The attention side of afflux; its experts are FFN actors in other processes."""
 
@@ -116,6 +146,20 @@ class SplitEngine(_Engine):
     def set_lanes(self, lanes: int | None) -> None:
         """Lanes of the following steps, at most those the engine was built for; None: automatic."""
         self.engine.chooser.fixed = lanes
+
+    def record(self) -> None:
+        """Keep every stage time from now on; needs a fixed number of lanes."""
+        stages = ("attention", "ffn", "transfer")
+        kept: Any = SimpleNamespace(**{stage: _Kept() for stage in stages})
+        self.engine.chooser.times = kept
+
+    def recorded(self) -> dict[str, list[tuple[float, float]]]:
+        """Stage -> (tokens, seconds of one layer) since ``record``, which ends here."""
+        from actors.lanes import StageTimes
+
+        kept = vars(self.engine.chooser.times)
+        self.engine.chooser.times = StageTimes()
+        return {stage: times.points for stage, times in kept.items()}
 
     def facts(self) -> dict[str, Any]:
         """Totals of the experts' client and what the chooser has measured."""
