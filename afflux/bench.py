@@ -133,3 +133,29 @@ def chaos(
         overrides=set_ or (),
     )
     raise typer.Exit(0 if report["summary"]["clean"] else 1)
+
+
+@app.command(
+    epilog="The published cases of arXiv 2601.21351 beside ours, then the best ratio by theory and "
+    "by simulation over a grid of workloads. The recorded traces take part if they are in "
+    "../shared/data. Takes minutes; needs no deployment."
+)
+def sizing(
+    json_file: JsonFile = None,
+    png_file: Annotated[
+        Path | None, typer.Option("--png", metavar="FILE", help="Also draw the grid.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A fifth of the work, to see it work.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes; without it one per core.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the requests.")] = 0,
+) -> None:
+    """Theory of the attention/FFN ratio against the simulator and the published figures."""
+    from afflux.progress import WorkProgress
+    from benchmarks import sizing as benchmark
+
+    with WorkProgress() as progress:
+        benchmark.run(json_file, png_file, quick=quick, jobs=jobs, seed=seed, progress=progress)

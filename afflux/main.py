@@ -11,7 +11,8 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from actors.errors import AffluxError
-from afflux import __version__, bench, change, spec, up
+from afflux import __version__, bench, change, fit, simulate, size, spec, up
+from planner.errors import PlannerError
 
 
 class _Group(TyperGroup):
@@ -25,7 +26,7 @@ class _Group(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            expected = isinstance(error, AffluxError)
+            expected = isinstance(error, AffluxError | PlannerError)
             typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
             typer.echo(str(error) if expected else f"{type(error).__name__}: {error}", err=True)
             if not expected:
@@ -70,5 +71,8 @@ app.command("retire")(change.retire)
 app.command("flip")(change.flip)
 app.command("rebalance")(change.rebalance)
 app.command("changes")(change.changes)
+app.command("size", epilog=size.EPILOG)(size.size)
+app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
+app.command("fit", epilog=fit.EPILOG)(fit.fit)
 app.add_typer(spec.app, name="spec")
 app.add_typer(bench.app, name="bench")

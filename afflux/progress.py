@@ -1,14 +1,18 @@
 """What commands show while one waits: in place on a terminal, plain lines elsewhere."""
 
+from __future__ import annotations
+
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.status import ActorEvent, ChangeReport
+if TYPE_CHECKING:
+    from cluster.status import ActorEvent, ChangeReport
 
 STEPS = ("placed", "importing", "loading", "connected", "ready")
 
@@ -26,7 +30,7 @@ class StartProgress:
         self._note = ""
         self._live = Live(console=console, refresh_per_second=8, get_renderable=self._table)
 
-    def __enter__(self) -> "StartProgress":
+    def __enter__(self) -> StartProgress:
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -90,7 +94,7 @@ class ChangeProgress:
             console=console, refresh_per_second=8, transient=True, get_renderable=self._line
         )
 
-    def __enter__(self) -> "ChangeProgress":
+    def __enter__(self) -> ChangeProgress:
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -117,3 +121,52 @@ class ChangeProgress:
         age = max(0.0, time.time() - report.started_at)
         text = f"{age:6.1f}s  change {report.number}  {report.verb} {report.text}: {report.phase}"
         return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+class WorkProgress:
+    """For work that knows how far it is: call it with what is being done and the share done.
+
+    On a terminal a bar with the time left, gone when the work is over; elsewhere a line when ten
+    seconds have passed since the last one, so that quick work prints nothing. It writes to stderr,
+    for stdout is the result's.
+    """
+
+    EVERY_S = 10.0
+
+    def __init__(self, console: Console | None = None):
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=1.0)
+        self._said = time.monotonic()
+
+    def __enter__(self) -> WorkProgress:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def __call__(self, text: str, share: float) -> None:
+        """Say what is being done and the share of the work, 0..1, that is over."""
+        if self._console.is_terminal:
+            self._bar.update(self._task, description=text, completed=share)
+        elif time.monotonic() - self._said >= self.EVERY_S:
+            self._said = time.monotonic()
+            line = f"{100 * share:3.0f} %  {text}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from afflux.progress import STEPS, StartProgress, _ticks
+from afflux.progress import STEPS, StartProgress, WorkProgress, _ticks
 from cluster.status import ActorEvent
 
 
@@ -54,3 +54,20 @@ def test_ticks(state: str, done: int):
     assert sum("✓" in cell for cell in cells) == done
     assert "failed" in _ticks("failed")[0]
     assert "warm" in _ticks("warm")[0]
+
+
+def test_work_is_a_bar_on_a_terminal():
+    out = io.StringIO()
+    with WorkProgress(Console(file=out, force_terminal=True, width=80)) as progress:
+        progress("simulating [8A1F]", 0.25)
+    assert "simulating [8A1F]" in out.getvalue()
+    assert "25 %" in out.getvalue()
+
+
+def test_work_is_a_line_now_and_then_elsewhere(monkeypatch: pytest.MonkeyPatch):
+    out = io.StringIO()
+    with WorkProgress(Console(file=out, width=80)) as progress:
+        progress("quick", 0.5)
+        monkeypatch.setattr(WorkProgress, "EVERY_S", 0.0)
+        progress("slow", 0.75)
+    assert out.getvalue().splitlines() == [" 75 %  slow"]
