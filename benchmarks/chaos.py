@@ -12,9 +12,10 @@ A frontend's streams end with it by nature, so frontends are hit only when asked
 streams that one carried are counted apart (``cut_by_frontend``).
 
 Figures of the summary, worst of all repetitions, medians beside them (``_p50``): ``gap_*_s``: the
-longest token gap that the loss caused (``gaps.gap_after``). ``detect_s``: from the signal to the
-manager's repair. ``recover_s``: from the signal until all actors serve again and no change is under
-way. ``gap_max_s`` and ``gap_p99_s`` are those of the random run, replacements included.
+longest token gap that the loss caused (``gaps.gap_after``; after the loss of a manager, in the
+random run, the longest until whole again). ``detect_s``: from the signal to the manager's repair.
+``recover_s``: from the signal until all actors serve again and no change is under way.
+``gap_max_s`` and ``gap_p99_s`` are those of the random run, replacements included.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.disturb import KINDS, Blow, How, Kind, schedule, strike, wake
-from benchmarks.gaps import failures, figures, gap_after, token_gaps, wrong_tokens
+from benchmarks.gaps import (
+    failures,
+    figures,
+    gap_after,
+    longest_between,
+    token_gaps,
+    wrong_tokens,
+)
 from benchmarks.load import Request, Stream, make_requests
 from benchmarks.report import (
     make_report,
@@ -112,7 +120,11 @@ class Act:
         self.streams = streams
         gaps = token_gaps(streams)
         for hit in self.hits:
-            hit.gap = gap_after(gaps, hit.at)
+            if hit.kind == "manager" and hit.recovered is not None:
+                # nothing is to be felt of it at any time, not even of what its successor does
+                hit.gap = longest_between(gaps, hit.at, hit.recovered)
+            else:
+                hit.gap = gap_after(gaps, hit.at)
 
 
 def run(
@@ -179,7 +191,7 @@ def run(
             if blows and replicas == 1:
                 random_act = play.random(blows, requests)
             stage.unclean = not all(map(_clean, [*acts, *filter(None, [random_act])]))
-    summary = _summary(acts, random_act, seed, timeout_s, emulated)
+    summary = _summary(acts, random_act, seed, timeout_s, concurrency, emulated)
     summary["cpu_in_use_before_percent"] = company
     report = make_report("chaos", summary, _details(acts, random_act))
     _print(report)
@@ -333,7 +345,12 @@ def _cut(act: Act) -> list[Stream]:
 
 
 def _summary(
-    acts: Sequence[Act], random_act: Act | None, seed: int, timeout_s: float, emulated: bool
+    acts: Sequence[Act],
+    random_act: Act | None,
+    seed: int,
+    timeout_s: float,
+    concurrency: int,
+    emulated: bool,
 ) -> dict[str, Any]:
     main = random_act or _joined(acts)
     cut = _cut(main)
@@ -346,6 +363,8 @@ def _summary(
     for scenario in SCENARIOS:
         found = [hit.gap for hit in hits if hit.scenario == scenario.name and hit.gap is not None]
         summary |= _worst(f"gap_{scenario.name}", found)
+    managers = [hit.gap for hit in main.hits if hit.kind == "manager" and hit.gap is not None]
+    summary |= _worst("gap_manager", managers)
     # From the scenarios, where nothing else is going on; else from the random run
     killed = [h for h in hits or main.hits if h.how == "kill" and h.kind in ("attention", "ffn")]
     frozen = [h for h in hits or main.hits if h.how == "freeze"]
@@ -361,6 +380,7 @@ def _summary(
         "undisturbed_gap_p99_s": figures(main.reference, main.reference)["gap_p99_s"],
         "undisturbed_gap_max_s": figures(main.reference, main.reference)["gap_max_s"],
         "timeout_s": timeout_s,
+        "concurrency": concurrency,
         "dtype": "float32",
         "compared": "token by token with an undisturbed run",
         "emulation": emulated,

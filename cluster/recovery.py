@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 _SILENT: dict[str, Any] = {"state": "silent"}
 
-PATIENCE_S = 60.0
-"""How long to ask again while nobody who would know what there is answers, on a busy machine."""
+PATIENCE_S = 30.0
+"""How long a worker may be silent before it is ended; serving goes on meanwhile."""
 
 KEPT_REPORTS = 50
 """Reports of changes that outlive a manager."""
@@ -65,8 +65,8 @@ def note(core: Membership, number: int, url: str | None, serve_app: str | None) 
 async def look_around(spec: ClusterSpec) -> Found:
     """Ask every worker of the deployment who it is.
 
-    Once somebody has told the manager's note, workers that are dead or don't answer within
-    ``ANSWER_S`` are ended; so are placement groups without a worker.
+    Workers that are dead, or silent for ``PATIENCE_S`` while others answer, are ended; so are
+    placement groups without a worker.
 
     Raises:
         AffluxError: code ``silent``: there are workers, and none of them answered in
@@ -154,21 +154,29 @@ def pairs(infos: Mapping[str, Mapping[str, Any]]) -> set[tuple[str, str]]:
 
 
 async def _ask_all(spec: ClusterSpec) -> tuple[dict[str, Any], list[dict[str, Any] | None]]:
-    """Handles of all workers by name, and what each says: None if dead, ``_SILENT``."""
+    """Handles of all workers by name, and what each says: None if dead, ``_SILENT``.
+
+    Who doesn't answer is asked again until ``PATIENCE_S`` is over: this process has just started,
+    and on a busy machine it is its own slowness that looks like their silence.
+    """
     deadline = time.monotonic() + PATIENCE_S
-    while True:
-        handles = await asyncio.to_thread(ray_actors.workers, spec.name)
-        answers = await asyncio.gather(*(_info(handle) for handle in handles.values()))
-        told = any(info.get("note") for info in answers if info is not None)
-        if told or _SILENT not in answers:
-            return handles, answers
+    handles = await asyncio.to_thread(ray_actors.workers, spec.name)
+    answers: dict[str, dict[str, Any] | None] = dict.fromkeys(handles, _SILENT)
+    while silent := [name for name, answer in answers.items() if answer is _SILENT]:
         if time.monotonic() > deadline:
-            raise AffluxError(
-                f"none of {', '.join(handles)} has said within {PATIENCE_S:g} s what "
-                f"{spec.name} is; is the machine overloaded? The next command tries again",
-                code="silent",
-            )
-        logger.warning("nobody knows yet what there is; asking %d workers again", len(handles))
+            break
+        if len(silent) < len(handles):
+            logger.warning("no answer yet from %s; asking again", ", ".join(silent))
+        found = await asyncio.gather(*(_info(handles[name]) for name in silent))
+        answers.update(zip(silent, found, strict=True))
+    told = any(answer.get("note") for answer in answers.values() if answer is not None)
+    if silent and not told:
+        raise AffluxError(
+            f"none of {', '.join(handles)} has said within {PATIENCE_S:g} s what {spec.name} is; "
+            "is the machine overloaded? The next command tries again",
+            code="silent",
+        )
+    return handles, list(answers.values())
 
 
 async def _info(handle: Any) -> dict[str, Any] | None:

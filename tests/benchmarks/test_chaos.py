@@ -29,7 +29,7 @@ def hit(scenario: str = "attention", **changed) -> Hit:
 
 def test_the_worst_is_reported_with_the_median_beside_it():
     acts = [act(hit(), stall=2.0), act(hit()), act(hit("ffn_frozen", how="freeze", kind="ffn"))]
-    summary = chaos._summary(acts, None, 1, 2.0, emulated=False)
+    summary = chaos._summary(acts, None, 1, 2.0, 8, emulated=False)
     assert summary["gap_attention_s"] == pytest.approx(2.05, abs=0.01)
     assert summary["gap_attention_p50_s"] == pytest.approx(1.05, abs=0.02)
     assert summary["gap_ffn_frozen_s"] == pytest.approx(0.05, abs=0.01)
@@ -41,21 +41,21 @@ def test_the_worst_is_reported_with_the_median_beside_it():
 
 
 def test_the_random_run_is_what_counts_are_of():
-    summary = chaos._summary([act(hit())], act(hit("")), 1, 2.0, emulated=True)
+    summary = chaos._summary([act(hit())], act(hit("")), 1, 2.0, 8, emulated=True)
     assert (summary["sent"], summary["scenario_sent"], summary["kills"]) == (1, 1, 1)
     assert summary["emulation"]
 
 
 def test_failures_and_what_is_not_whole_again():
     broken = act(hit("", recovered=None), error="ClientPayloadError")
-    summary = chaos._summary([], broken, 1, 2.0, emulated=False)
+    summary = chaos._summary([], broken, 1, 2.0, 8, emulated=False)
     assert (summary["failed"], summary["wrong_tokens"], summary["not_whole_again"]) == (1, 0, 1)
     assert not summary["clean"] and not chaos._clean(broken)
 
 
 def test_streams_of_a_dead_frontend_are_counted_apart():
     broken = act(hit("", kind="frontend", at=ZERO + 6.5), error="ClientPayloadError")
-    summary = chaos._summary([], broken, 1, 2.0, emulated=False)
+    summary = chaos._summary([], broken, 1, 2.0, 8, emulated=False)
     assert (summary["failed"], summary["cut_by_frontend"]) == (0, 1)
     assert summary["clean"] and chaos._clean(broken)
 

@@ -53,7 +53,7 @@ def test_latencies_are_what_they_say(tmp_path: Path) -> None:
 
 
 def test_outcomes_and_their_report(tmp_path: Path) -> None:
-    chosen = small(grid_items(tmp_path, seed=0)[0])[1::9]
+    chosen = small(grid_items(tmp_path, seed=0)[0])[::4][:4]
     assert len(chosen) >= 3
     chosen[0] = replace(chosen[0], check=True)
     outcomes = tuple(_outcome(item, quick=True) for item in chosen)

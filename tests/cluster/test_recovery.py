@@ -53,9 +53,10 @@ def serve(monkeypatch: pytest.MonkeyPatch, workers: dict[str, Silent]) -> None:
     monkeypatch.setattr(ray_actors, "kill", lambda handle: setattr(handle, "killed", True))
 
 
-async def test_nobody_is_ended_before_somebody_has_told_the_note(monkeypatch: pytest.MonkeyPatch):
-    workers = {"ffn-0": Silent(3), "ffn-1": Silent(3), "ffn-2": Silent(99)}
+async def test_who_is_slow_is_asked_again_before_it_is_ended(monkeypatch: pytest.MonkeyPatch):
+    workers = {"ffn-0": Silent(1), "ffn-1": Silent(4), "ffn-2": Silent(10**6)}
     serve(monkeypatch, workers)
+    monkeypatch.setattr(recovery, "PATIENCE_S", 0.5)
     found = await look_around(make_spec({"model": {"path": "/m"}}))
     assert found.note == {"number": 7}
     assert [name for name, _, _ in found.warm] == ["ffn-0", "ffn-1"]
@@ -64,7 +65,7 @@ async def test_nobody_is_ended_before_somebody_has_told_the_note(monkeypatch: py
 
 
 async def test_silence_is_not_taken_for_an_empty_deployment(monkeypatch: pytest.MonkeyPatch):
-    workers = {"ffn-0": Silent(99)}
+    workers = {"ffn-0": Silent(10**6)}
     serve(monkeypatch, workers)
     monkeypatch.setattr(recovery, "PATIENCE_S", 0.05)
     with pytest.raises(AffluxError, match="none of ffn-0 has said within") as error:
