@@ -42,11 +42,20 @@ def dataplane(json_file: JsonFile = None) -> None:
 def decode(
     json_file: JsonFile = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two batches, to see it work.")] = False,
+    split_only: Annotated[
+        bool,
+        typer.Option(
+            "--split-only", help="Without plain vLLM: what the planner needs, and its check."
+        ),
+    ] = False,
 ) -> None:
-    """Decode with attention and experts apart, beside plain vLLM on the same cores."""
+    """Decode with attention and experts apart, beside plain vLLM on the same cores.
+
+    Also records stage times for 'afflux fit', and replays runs in the planner's simulator.
+    """
     from benchmarks import decode as benchmark
 
-    benchmark.run(json_path=json_file, quick=quick)
+    benchmark.run(json_path=json_file, quick=quick, plain=not split_only)
 
 
 @app.command(

@@ -51,12 +51,12 @@ def _decode_rate(run: Run, batch: int) -> tuple[float, float]:
 class _Sides:
     """All engines of one model, built and ready, plain ones by setting."""
 
-    def __init__(self, model: str, cores: Sequence[int], eager_only: bool):
+    def __init__(self, model: str, cores: Sequence[int], eagers: Sequence[bool], plain: bool):
         self.cores = list(cores)
         settings = [
             (f"{'eager' if eager else 'compiled'}-{threads}t", eager, threads)
-            for eager in ((True,) if eager_only else (True, False))
-            for threads in (1, 2)
+            for eager in eagers
+            for threads in ((1, 2) if plain else ())
         ]
         self.plain: dict[str, Remote] = {}
         self.host = Remote(FFNHost, cores=self.cores[1:2])
@@ -68,9 +68,8 @@ class _Sides:
                 cores=self.cores[:threads],
             ).ready()
         self.pool = FFNPool([self.host], model, 1, 1, dtype="bfloat16", max_frame_tokens=512)
-        for name, eager in (("eager", True), ("compiled", False)):
-            if eager_only and not eager:
-                continue
+        for eager in eagers:
+            name = "eager" if eager else "compiled"
             config = AttentionConfig(
                 f"attention-{name}", model, "bfloat16", _engine_args(eager), max_frame_tokens=512
             )
@@ -91,8 +90,12 @@ def measure(
     tokens: int = 20,
     repeats: int = 3,
     eager_only: bool = False,
+    plain: bool = True,
 ) -> dict[str, Any]:
-    """Compare both sides on one checkpoint.
+    """Compare both sides on one checkpoint, and record what the planner needs of the split one.
+
+    Args:
+        plain: False leaves plain vLLM and the comparison out.
 
     Returns:
         Plain data: per batch the rates of every setting (tokens/s, median of repeats), step times,
@@ -101,12 +104,13 @@ def measure(
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise ValueError(f"the decode benchmark needs 2 cores, this process may use {len(cores)}")
-    sides = _Sides(model, cores[:2], eager_only)
+    eagers = (True,) if eager_only else (True, False) if plain else (False,)
+    sides = _Sides(model, cores[:2], eagers, plain)
     rows = []
     try:
         engines = {**{f"plain {k}": v for k, v in sides.plain.items()}}
         engines |= {f"split {k}": v for k, v in sides.split.items()}
-        for batch in batches:
+        for batch in batches if plain else ():
             for engine in engines.values():  # warm: first shapes compile, fits settle
                 engine.generate(prompts(batch, PROMPT_TOKENS, 99), 8)
             rates: dict[str, list[float]] = {name: [] for name in engines}
@@ -155,7 +159,7 @@ def measure(
         checkpoint = Checkpoint.open(model)
         layers = len(checkpoint.moe_layers)
         engine = sides.split["eager" if eager_only else "compiled"]
-        lanes = {row["batch"]: row["lanes"] for row in rows}
+        lanes = {row["batch"]: row["lanes"] for row in rows} or _lanes(engine, batches, tokens)
         samples = stages(engine, layers, batches)
         replayed = runs(engine, batches, lanes, repeats=repeats)
     finally:
@@ -170,6 +174,16 @@ def measure(
     }
 
 
+def _lanes(engine: Remote, batches: Sequence[int], tokens: int) -> dict[int, int]:
+    """Batch -> the number of lanes that the engine chooses for it, once it knows its times."""
+    chosen = {}
+    for batch in batches:
+        for repeat in range(3):
+            engine.generate(prompts(batch, PROMPT_TOKENS, repeat), tokens)
+        chosen[batch] = statistics.mode(engine.facts()["lanes"])
+    return chosen
+
+
 def _print_row(label: str, row: dict[str, Any]) -> None:
     rates, plain, split = row["tokens_per_second"], row["best_plain"], row["best_split"]
     print(
@@ -179,18 +193,23 @@ def _print_row(label: str, row: dict[str, Any]) -> None:
     )
 
 
-def run(json_path: Path | None = None, *, quick: bool = False) -> dict[str, Any]:
+def run(
+    json_path: Path | None = None, *, quick: bool = False, plain: bool = True
+) -> dict[str, Any]:
     """The whole benchmark; prints tables, writes JSON when a path is given.
 
     Args:
         quick: two batches, eager only, one repeat; to see that it works.
+        plain: False leaves plain vLLM out: what is left is what the planner needs.
     """
     options: dict[str, Any] = (
         {"batches": (8, 32), "repeats": 1, "tokens": 16, "eager_only": True} if quick else {}
     )
     with tempfile.TemporaryDirectory(prefix="afflux-decode-") as folder:
         results = {
-            label: measure(label, str(make_model(Path(folder) / label, shape)), **options)
+            label: measure(
+                label, str(make_model(Path(folder) / label, shape)), plain=plain, **options
+            )
             for label, shape in MODELS.items()
         }
     summary: dict[str, Any] = {}
@@ -200,13 +219,15 @@ def run(json_path: Path | None = None, *, quick: bool = False) -> dict[str, Any]
     rows = [row for result in results.values() for row in result["rows"]]
     # bfloat16: batch composition may round a near tie the other way, so a share, and exact in
     # tokens.py
-    summary["tokens_same_share"] = round(statistics.mean(row["same_requests"] for row in rows), 4)
-    summary["tokens_match"] = all(row["same_requests"] == 1.0 for row in rows)
+    if plain:
+        same = [row["same_requests"] for row in rows]
+        summary["tokens_same_share"] = round(statistics.mean(same), 4)
+        summary["tokens_match"] = all(share == 1.0 for share in same)
     replayed = [] if quick else _replay(results)
     if replayed:
         summary |= replay.summary(replayed)
     report = make_report("decode", summary, results)
-    for label, result in results.items():
+    for label, result in results.items() if plain else ():
         print_table(
             f"decode, {label} model: tokens/s",
             ("batch", *result["rows"][0]["tokens_per_second"], "ratio", "lanes", "FFN busy"),
