@@ -48,6 +48,7 @@ def decode(
             "--split-only", help="Without plain vLLM: what the planner needs, and its check."
         ),
     ] = False,
+    eager: Annotated[bool, typer.Option("--eager", help="Compile nothing.")] = False,
 ) -> None:
     """Decode with attention and experts apart, beside plain vLLM on the same cores.
 
@@ -55,7 +56,7 @@ def decode(
     """
     from benchmarks import decode as benchmark
 
-    benchmark.run(json_path=json_file, quick=quick, plain=not split_only)
+    benchmark.run(json_path=json_file, quick=quick, plain=not split_only, eager_only=eager)
 
 
 @app.command(

@@ -194,16 +194,23 @@ def _print_row(label: str, row: dict[str, Any]) -> None:
 
 
 def run(
-    json_path: Path | None = None, *, quick: bool = False, plain: bool = True
+    json_path: Path | None = None,
+    *,
+    quick: bool = False,
+    plain: bool = True,
+    eager_only: bool = False,
 ) -> dict[str, Any]:
     """The whole benchmark; prints tables, writes JSON when a path is given.
 
     Args:
         quick: two batches, eager only, one repeat; to see that it works.
         plain: False leaves plain vLLM out: what is left is what the planner needs.
+        eager_only: nothing is compiled.
     """
     options: dict[str, Any] = (
-        {"batches": (8, 32), "repeats": 1, "tokens": 16, "eager_only": True} if quick else {}
+        {"batches": (8, 32), "repeats": 1, "tokens": 16, "eager_only": True}
+        if quick
+        else {"eager_only": eager_only}
     )
     with tempfile.TemporaryDirectory(prefix="afflux-decode-") as folder:
         results = {

@@ -266,7 +266,8 @@ class Membership:
             due = [name for at, name in change.again if at <= now]
             change.again = [(at, name) for at, name in change.again if at > now]
             for name in due:
-                self._publish(change, name)
+                if self.members[name].live:  # it may have ended its drain meanwhile
+                    self._publish(change, name)
         for number, drain in list(self._drains.items()):
             if drain.deadline <= now:
                 self._end_drain(number, now)
@@ -661,7 +662,8 @@ class Membership:
                 member.state, member.why = "retired", "its change was rolled back"
                 self._cut_off(member)
                 self._stop(member, None, fence=True)
-        if change.table is not None and self.table is not None:
+        # Too much until the next change does no harm; an actor with an older table may need it.
+        if change.table is not None and self.table is not None and not self._behind():
             for name in placement.additions(self.table, change.table):
                 if name in self.members and self.members[name].live:
                     self._outbox.append(
@@ -739,8 +741,9 @@ class Membership:
         elif action.kind == "publish" and action.actor in change.starting:
             self.lost(action.actor, f"could not adopt the expert table: {error}", now)
             return
-        elif action.kind == "publish" and not self._broken():
-            # It may have seen a loss that is not known here yet; then the loss comes next.
+        elif (
+            action.kind == "publish" and self.members[action.actor].live and not self._broken()
+        ):  # It may have seen a loss that is not known here yet; then the loss comes next.
             change.again.append((now + PUBLISH_AGAIN_S, action.actor))
         self._go_on(change, now)
         self._plan(now)

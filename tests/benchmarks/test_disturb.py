@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -67,6 +68,9 @@ def test_a_kill(victim: subprocess.Popen):
 def test_a_freeze_and_its_end(victim: subprocess.Popen):
     strike(victim.pid, "freeze")
     process = psutil.Process(victim.pid)
+    deadline = time.monotonic() + 10.0  # the signal is sent; the process stops when it is scheduled
+    while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert process.status() == psutil.STATUS_STOPPED
     assert wake(victim.pid)
     assert process.status() != psutil.STATUS_STOPPED

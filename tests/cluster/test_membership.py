@@ -479,6 +479,37 @@ def test_restore_stops_what_never_got_to_serve() -> None:
     assert kinds(new) == ["stop ffn-2"]
 
 
+def test_a_repair_that_is_rolled_back_drops_nothing_that_an_older_table_needs() -> None:
+    world = World(2, 3).up()
+    core = world.core
+    core.loads = {layer: [1.0 + 9 * (e == 0) for e in range(EXPERTS)] for layer in LAYERS}
+    core.rebalance(world.now)
+    world.kill("attention-0")
+    for name in ("attention-0", "ffn-0", "ffn-1"):
+        world.step(name)
+    world.kill("ffn-2")
+    assert world.step("attention-1", fail=True).kind == "publish"
+    world.now += 120.0
+    core.tick(world.now)
+    assert not [kind for kind in kinds(world) if kind.startswith("keep")]
+    world.settle()
+    assert core.settled
+
+
+def test_a_table_is_not_published_again_to_an_actor_that_has_left() -> None:
+    world = World(2, 3).up()
+    core = world.core
+    core.retire("attention-1", world.now)
+    core.loads = {layer: [1.0 + 9 * (e == 0) for e in range(EXPERTS)] for layer in LAYERS}
+    core.rebalance(world.now)
+    world.take()
+    for name in ("ffn-0", "ffn-1", "attention-0", "attention-1"):
+        world.step(name)
+    assert world.step("attention-1", fail=True).kind == "publish"
+    world.settle()
+    assert sorted(world.tables) == ["attention-0"]
+
+
 class Chaos(RuleBasedStateMachine):
     """Orders, steps that succeed or fail, losses and time, in any interleaving."""
 
