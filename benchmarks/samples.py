@@ -18,9 +18,9 @@ from benchmarks.offline import Run
 from benchmarks.processes import Remote
 
 LANES = (1, 2, 3)
-CONTEXTS = (32, 416)
-MOST_CONTEXT = 40_000
-"""Context tokens of a step; more would not fit into the benchmark's KV cache."""
+CONTEXTS = (32, 160)
+MOST_CONTEXT = 9_000
+"""Context tokens of a step; computing the prompts of more takes minutes on one core."""
 OUTPUTS = (8, 40)
 """Shortest and longest answer of a run to replay, evenly spread over its requests."""
 
