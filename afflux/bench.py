@@ -49,6 +49,10 @@ def decode(
         ),
     ] = False,
     eager: Annotated[bool, typer.Option("--eager", help="Compile nothing.")] = False,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=256, help="Requests decoded together; repeatable.  [default: all]"),
+    ] = None,
 ) -> None:
     """Decode with attention and experts apart, beside plain vLLM on the same cores.
 
@@ -56,7 +60,13 @@ def decode(
     """
     from benchmarks import decode as benchmark
 
-    benchmark.run(json_path=json_file, quick=quick, plain=not split_only, eager_only=eager)
+    benchmark.run(
+        json_path=json_file,
+        batches=sorted(set(batch or benchmark.BATCHES)),
+        quick=quick,
+        plain=not split_only,
+        eager_only=eager,
+    )
 
 
 @app.command(

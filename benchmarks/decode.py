@@ -26,6 +26,8 @@ from benchmarks.samples import full_step_seconds, prompts, runs, stages
 from benchmarks.split import FFNHost, FFNPool, attention_process
 
 BATCHES = (1, 8, 32, 64, 128, 256)
+MOST_REQUESTS = 256
+"""Of one batch; sizes the engines."""
 PROMPT_TOKENS = 32
 MODELS = {"balanced": BALANCED, "ffn_heavy": FFN_HEAVY}
 
@@ -34,12 +36,19 @@ def _engine_args(eager: bool) -> dict[str, Any]:
     return {
         "skip_tokenizer_init": True,
         "max_model_len": 1024,
-        "max_num_seqs": max(BATCHES),
+        "max_num_seqs": MOST_REQUESTS,
         "max_num_batched_tokens": 2048,
         "enforce_eager": eager,
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": 3 << 29,
     }
+
+
+def number_format() -> str:
+    """bfloat16, or float32 on a CPU that has to emulate bfloat16 (a hundred times slower)."""
+    import torch
+
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def _decode_rate(run: Run, batch: int) -> tuple[float, float]:
@@ -51,7 +60,9 @@ def _decode_rate(run: Run, batch: int) -> tuple[float, float]:
 class _Sides:
     """All engines of one model, built and ready, plain ones by setting."""
 
-    def __init__(self, model: str, cores: Sequence[int], eagers: Sequence[bool], plain: bool):
+    def __init__(
+        self, model: str, dtype: str, cores: Sequence[int], eagers: Sequence[bool], plain: bool
+    ):
         self.cores = list(cores)
         settings = [
             (f"{'eager' if eager else 'compiled'}-{threads}t", eager, threads)
@@ -63,15 +74,15 @@ class _Sides:
         self.split: dict[str, Remote] = {}
         for name, eager, threads in settings:
             self.plain[name] = Remote(
-                functools.partial(PlainEngine, model, "bfloat16", _engine_args(eager)),
+                functools.partial(PlainEngine, model, dtype, _engine_args(eager)),
                 threads=threads,
                 cores=self.cores[:threads],
             ).ready()
-        self.pool = FFNPool([self.host], model, 1, 1, dtype="bfloat16", max_frame_tokens=512)
+        self.pool = FFNPool([self.host], model, 1, 1, dtype=dtype, max_frame_tokens=512)
         for eager in eagers:
             name = "eager" if eager else "compiled"
             config = AttentionConfig(
-                f"attention-{name}", model, "bfloat16", _engine_args(eager), max_frame_tokens=512
+                f"attention-{name}", model, dtype, _engine_args(eager), max_frame_tokens=512
             )
             self.split[name] = attention_process(config, cores=self.cores[:1]).ready()
             self.pool.connect(self.split[name], config.name)
@@ -105,7 +116,8 @@ def measure(
     if len(cores) < 2:
         raise ValueError(f"the decode benchmark needs 2 cores, this process may use {len(cores)}")
     eagers = (True,) if eager_only else (True, False) if plain else (False,)
-    sides = _Sides(model, cores[:2], eagers, plain)
+    dtype = number_format()
+    sides = _Sides(model, dtype, cores[:2], eagers, plain)
     rows = []
     try:
         engines = {**{f"plain {k}": v for k, v in sides.plain.items()}}
@@ -166,6 +178,7 @@ def measure(
         sides.close()
     return {
         "model": label,
+        "dtype": dtype,
         "experts": checkpoint.num_experts,
         "layers": layers,
         "rows": rows,
@@ -196,6 +209,7 @@ def _print_row(label: str, row: dict[str, Any]) -> None:
 def run(
     json_path: Path | None = None,
     *,
+    batches: Sequence[int] = BATCHES,
     quick: bool = False,
     plain: bool = True,
     eager_only: bool = False,
@@ -203,6 +217,7 @@ def run(
     """The whole benchmark; prints tables, writes JSON when a path is given.
 
     Args:
+        batches: requests decoded together, a row each.
         quick: two batches, eager only, one repeat; to see that it works.
         plain: False leaves plain vLLM out: what is left is what the planner needs.
         eager_only: nothing is compiled.
@@ -210,7 +225,7 @@ def run(
     options: dict[str, Any] = (
         {"batches": (8, 32), "repeats": 1, "tokens": 16, "eager_only": True}
         if quick
-        else {"eager_only": eager_only}
+        else {"batches": batches, "eager_only": eager_only}
     )
     with tempfile.TemporaryDirectory(prefix="afflux-decode-") as folder:
         results = {
@@ -219,13 +234,12 @@ def run(
             )
             for label, shape in MODELS.items()
         }
-    summary: dict[str, Any] = {}
+    summary: dict[str, Any] = {"dtype": number_format()}
     for label, result in results.items():
         for row in result["rows"]:
             summary[f"ratio_{label}_{row['batch']}"] = round(row["ratio"], 3)
     rows = [row for result in results.values() for row in result["rows"]]
-    # bfloat16: batch composition may round a near tie the other way, so a share, and exact in
-    # tokens.py
+    # batch composition may round a near tie the other way, so a share, and exact in tokens.py
     if plain:
         same = [row["same_requests"] for row in rows]
         summary["tokens_same_share"] = round(statistics.mean(same), 4)
