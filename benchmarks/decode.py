@@ -173,7 +173,7 @@ def measure(
         engine = sides.split["eager" if eager_only else "compiled"]
         lanes = {row["batch"]: row["lanes"] for row in rows} or _lanes(engine, batches, tokens)
         samples = stages(engine, layers, batches)
-        replayed = runs(engine, batches, lanes, repeats=repeats)
+        replayed = runs(engine, batches, lanes)
     finally:
         sides.close()
     return {

@@ -21,8 +21,9 @@ LANES = (1, 2, 3)
 CONTEXTS = (32, 160)
 MOST_CONTEXT = 9_000
 """Context tokens of a step; computing the prompts of more takes minutes on one core."""
-OUTPUTS = (8, 40)
-"""Shortest and longest answer of a run to replay, evenly spread over its requests."""
+OUTPUTS = (40, 8)
+"""Longest and shortest answer of a run to replay, evenly spread over its requests; one alone gets
+the longest."""
 
 
 def prompts(batch: int, length: int, seed: int) -> list[list[int]]:
@@ -68,7 +69,7 @@ def stages(
 
 
 def runs(
-    engine: Remote, batches: Sequence[int], lanes: dict[int, int], *, repeats: int = 3
+    engine: Remote, batches: Sequence[int], lanes: dict[int, int], *, repeats: int = 5
 ) -> list[dict[str, Any]]:
     """Whole runs: ``batch`` requests at once, answers of different lengths, prefill included.
 
