@@ -117,7 +117,7 @@ class Endpoint:
         Asking again before both sides have connected returns the same slots; asking for a peer
         that was connected starts over with new ones (a restarted peer under the same name).
         """
-        slots = self._new_slots()
+        slots = self._new_slots(peer)
         with _Membership(self):
             link = self._links.get(peer)
             if link is not None and (link.lost or (link.offered and link.connected)):
@@ -136,7 +136,7 @@ class Endpoint:
         Raises:
             PeerMismatch: the peer serves something else; names both sides' values.
         """
-        slots = self._new_slots()
+        slots = self._new_slots(offer.name)
         with _Membership(self):
             peer = offer.name
             link = self._links.get(peer)
@@ -149,6 +149,9 @@ class Endpoint:
             if link is None:
                 link = self._make_link(peer, slots)
             self._join(link, offer)
+        # The transport sets itself up at the first write: now, and not when a step waits for it.
+        with suppress(PeerLost):  # whoever sends to it will hear
+            self.probe(peer)
 
     def disconnect(self, peer: str) -> None:
         """Forget a peer and tell it so; no error when it is unknown or gone."""
@@ -168,11 +171,15 @@ class Endpoint:
             self._polled = []
             self._wires = {}
 
-    def _new_slots(self) -> tuple[SlotBuffer, SlotBuffer]:
+    def _new_slots(self, peer: str) -> tuple[SlotBuffer, SlotBuffer]:
         """Slots for a peer that may turn out to have some: allocated without the lock, because a
         step must not wait for it. Memory that is not used costs nothing on a CPU."""
         device = str(self.device)
-        return SlotBuffer(self.geometry, device), SlotBuffer(self.geometry, device)
+        slots = SlotBuffer(self.geometry, device), SlotBuffer(self.geometry, device)
+        if peer not in self._links:
+            for buffer in slots:
+                buffer.touch()
+        return slots
 
     def _make_link(self, peer: str, slots: tuple[SlotBuffer, SlotBuffer]) -> Link:
         if self._closed:

@@ -1,6 +1,7 @@
 """Slots never overlap, frames never leave their slot, and sizes round up by little."""
 
 import itertools
+import resource
 
 import pytest
 import torch
@@ -106,3 +107,23 @@ def test_dtype_by_name_and_refusal():
     assert Geometry(16, 2, "float32", 8).dtype is torch.float32  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"int8 can't be sent; use one of torch\.bfloat16"):
         Geometry(16, 2, torch.int8, 8)
+
+
+def test_touched_slots_are_in_memory():
+    geometry = Geometry(256, 2, torch.float32, 512, 8)
+    fresh, touched = SlotBuffer(geometry), SlotBuffer(geometry)
+    touched.touch()
+    assert _faults(lambda: _write_first_parts(fresh)) > 0
+    assert _faults(lambda: _write_first_parts(touched)) == 0
+
+
+def _write_first_parts(slots):
+    size = slots.geometry.slot_bytes
+    for lane in range(slots.geometry.lanes):
+        slots.bytes[lane * size : lane * size + 4096 : 512] = 1
+
+
+def _faults(work):
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before

@@ -125,7 +125,7 @@ def test_idle_endpoint_uses_little_cpu(endpoint):
     idle(2.0)
     after = resource.getrusage(resource.RUSAGE_THREAD)
     used = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-    assert used / 2.0 < 0.03
+    assert used / 2.0 < 0.1  # one that spins uses all of a core
 
 
 def test_membership_changes_while_another_thread_polls(endpoint):
