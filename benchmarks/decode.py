@@ -22,7 +22,7 @@ from benchmarks.models import BALANCED, FFN_HEAVY, make_model
 from benchmarks.offline import PlainEngine, Run
 from benchmarks.processes import Remote
 from benchmarks.report import make_report, print_summary, print_table, write_report
-from benchmarks.samples import full_step_seconds, prompts, runs, stages
+from benchmarks.samples import full_step_seconds, in_turns, prompts
 from benchmarks.split import FFNHost, FFNPool, attention_process
 
 BATCHES = (1, 8, 32, 64, 128, 256)
@@ -32,7 +32,8 @@ PROMPT_TOKENS = 32
 MODELS = {"balanced": BALANCED, "ffn_heavy": FFN_HEAVY}
 
 
-def _engine_args(eager: bool) -> dict[str, Any]:
+def engine_args(eager: bool) -> dict[str, Any]:
+    """Engine arguments of every side."""
     return {
         "skip_tokenizer_init": True,
         "max_model_len": 1024,
@@ -74,7 +75,7 @@ class _Sides:
         self.split: dict[str, Remote] = {}
         for name, eager, threads in settings:
             self.plain[name] = Remote(
-                functools.partial(PlainEngine, model, dtype, _engine_args(eager)),
+                functools.partial(PlainEngine, model, dtype, engine_args(eager)),
                 threads=threads,
                 cores=self.cores[:threads],
             ).ready()
@@ -82,7 +83,7 @@ class _Sides:
         for eager in eagers:
             name = "eager" if eager else "compiled"
             config = AttentionConfig(
-                f"attention-{name}", model, dtype, _engine_args(eager), max_frame_tokens=512
+                f"attention-{name}", model, dtype, engine_args(eager), max_frame_tokens=512
             )
             self.split[name] = attention_process(config, cores=self.cores[:1]).ready()
             self.pool.connect(self.split[name], config.name)
@@ -172,8 +173,7 @@ def measure(
         layers = len(checkpoint.moe_layers)
         engine = sides.split["eager" if eager_only else "compiled"]
         lanes = {row["batch"]: row["lanes"] for row in rows} or _lanes(engine, batches, tokens)
-        samples = stages(engine, layers, batches)
-        replayed = runs(engine, batches, lanes)
+        samples, replayed = in_turns(engine, layers, batches, lanes)
     finally:
         sides.close()
     return {

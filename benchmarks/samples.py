@@ -21,6 +21,7 @@ LANES = (1, 2, 3)
 CONTEXTS = (32, 160)
 MOST_CONTEXT = 9_000
 """Context tokens of a step; computing the prompts of more takes minutes on one core."""
+TURNS = 3
 OUTPUTS = (40, 8)
 """Longest and shortest answer of a run to replay, evenly spread over its requests; one alone gets
 the longest."""
@@ -33,18 +34,39 @@ def prompts(batch: int, length: int, seed: int) -> list[list[int]]:
     ]
 
 
+def in_turns(
+    engine: Remote, layers: int, batches: Sequence[int], lanes: dict[int, int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """``stages`` and ``runs`` by turns, so that both see the same machine: its speed drifts.
+
+    Long prompts, which take most of the time, have one turn only.
+    """
+    samples: list[dict[str, Any]] = []
+    replayed: list[dict[str, Any]] = []
+    for turn in range(TURNS):
+        samples += stages(engine, layers, batches, CONTEXTS if turn == 1 else CONTEXTS[:1])
+        replayed += runs(engine, batches, lanes)
+    return samples, replayed
+
+
 def stages(
-    engine: Remote, layers: int, batches: Sequence[int], *, tokens: int = 14
+    engine: Remote,
+    layers: int,
+    batches: Sequence[int],
+    contexts: Sequence[int] = CONTEXTS,
+    *,
+    tokens: int = 10,
 ) -> list[dict[str, Any]]:
     """Rows as ``planner.fitting.latencies_from_telemetry`` reads them, times of one layer.
 
     Args:
         engine: a ``SplitEngine`` with one FFN worker.
         layers: MoE layers of the model.
+        contexts: tokens of the prompts.
         tokens: decode steps per setting; what counts is their median.
     """
     rows: list[dict[str, Any]] = []
-    for context in CONTEXTS:
+    for context in contexts:
         for batch in batches:
             if batch * context > MOST_CONTEXT:
                 continue
@@ -69,7 +91,7 @@ def stages(
 
 
 def runs(
-    engine: Remote, batches: Sequence[int], lanes: dict[int, int], *, repeats: int = 5
+    engine: Remote, batches: Sequence[int], lanes: dict[int, int], *, repeats: int = 2
 ) -> list[dict[str, Any]]:
     """Whole runs: ``batch`` requests at once, answers of different lengths, prefill included.
 
