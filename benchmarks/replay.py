@@ -89,39 +89,24 @@ def details(rows: Sequence[Replayed]) -> list[dict[str, Any]]:
 def print_rows(rows: Sequence[Replayed]) -> None:
     """A table on the terminal."""
     print_table(
-        "measured, and simulated with fitted coefficients",
-        (
-            "model",
-            "batch",
-            "lanes",
-            "tok/s",
-            "sim.",
-            "",
-            "p50 ms",
-            "sim.",
-            "",
-            "p90 ms",
-            "sim.",
-            "",
-        ),
+        "measured → simulated with fitted coefficients",
+        ("model", "batch", "lanes", "tokens/s", "TPOT p50 ms", "TPOT p90 ms"),
         [
             (
                 row.model,
                 row.batch,
                 row.lanes,
-                round(row.throughput),
-                round(row.simulated_throughput),
-                f"{row.errors()['throughput']:+.0%}",
-                row.tpot_p50 * 1e3,
-                row.simulated_tpot_p50 * 1e3,
-                f"{row.errors()['tpot_p50']:+.0%}",
-                row.tpot_p90 * 1e3,
-                row.simulated_tpot_p90 * 1e3,
-                f"{row.errors()['tpot_p90']:+.0%}",
+                _beside(row.throughput, row.simulated_throughput, 0),
+                _beside(row.tpot_p50 * 1e3, row.simulated_tpot_p50 * 1e3, 1),
+                _beside(row.tpot_p90 * 1e3, row.simulated_tpot_p90 * 1e3, 1),
             )
             for row in rows
         ],
     )
+
+
+def _beside(measured: float, simulated: float, digits: int) -> str:
+    return f"{measured:.{digits}f} → {simulated:.{digits}f} {simulated / measured - 1:+.0%}"
 
 
 def _replayed(
