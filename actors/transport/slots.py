@@ -22,7 +22,8 @@ PROBE_BYTES = 64
 
 _HUGE = 2 << 20
 _FIRST = 256 << 10
-"""Bytes of a slot that a step of usual size writes."""
+_FIRST_LANES = 3
+"""Bytes of a slot that a step of usual size writes, and lanes that it has."""
 _QUARANTINE_S = 60.0
 _MAX_VIEWS = 512
 _retired: list[tuple[float, SlotBuffer]] = []
@@ -58,14 +59,15 @@ class SlotBuffer:
         self._answers: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
 
     def touch(self) -> None:
-        """Have the kernel find memory for the first part of every slot now.
+        """Have the kernel find memory for the first part of the first slots now.
 
         It does so at the first write, which then takes milliseconds for a huge page: of a step, if
         nobody has written before (measured: 60 ms more for the first step with three new peers).
         """
         if self.bytes.device.type == "cpu":
             slot = self.geometry.slot_bytes
-            for start in range(0, slot * self.geometry.lanes, slot):
+            for lane in range(min(self.geometry.lanes, _FIRST_LANES)):
+                start = lane * slot
                 self.bytes[start : start + min(slot, _FIRST) : mmap.PAGESIZE] = 0
 
     def views(self, lane: int, tokens: int, pairs: int, dense: bool) -> Views:

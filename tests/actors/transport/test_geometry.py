@@ -110,7 +110,7 @@ def test_dtype_by_name_and_refusal():
 
 
 def test_touched_slots_are_in_memory():
-    geometry = Geometry(256, 2, torch.float32, 512, 8)
+    geometry = Geometry(256, 2, torch.float32, 512, 3)
     fresh, touched = SlotBuffer(geometry), SlotBuffer(geometry)
     touched.touch()
     assert _faults(lambda: _write_first_parts(fresh)) > 0
