@@ -248,3 +248,6 @@ def _import_all() -> None:
     preload()
     for module in _ATTENTION_MODULES:
         importlib.import_module(module)
+    from actors.vllm_models import replace_kernels_now
+
+    replace_kernels_now()
