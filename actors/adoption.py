@@ -60,6 +60,7 @@ class Adoption:
         version: changes whenever ``routes`` does.
         faults: the newest ones, oldest first.
         on_fault: called on the engine's thread with every new fault.
+        fault_counts: faults since the start by kind.
     """
 
     def __init__(self, endpoint: HasPeers, wait_s: float):
@@ -67,6 +68,7 @@ class Adoption:
         self.version = 0
         self.faults: deque[Fault] = deque(maxlen=_KEPT_FAULTS)
         self.on_fault: Callable[[Fault], None] | None = None
+        self.fault_counts = dict.fromkeys(("lost", "silent", "refused"), 0)
         self.wait_s = wait_s
         self._endpoint = endpoint
         self._masked: dict[str, Fault] = {}
@@ -186,6 +188,7 @@ class Adoption:
         if peer in self._masked or self.routes is None:
             return
         self._number += 1
+        self.fault_counts[kind] += 1
         fault = Fault(self._number, peer, kind, detail, self.epoch, time.time())
         self._masked[peer] = fault
         self.routes = Routes(self.routes.table, self._masked)

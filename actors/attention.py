@@ -15,16 +15,20 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from actors import replay
 from actors.engine import AttentionConfig, AttentionEngine
 from actors.errors import AffluxError
+from actors.metrics.attention import AttentionMetrics
 from actors.outboxes import Outboxes
 from actors.table import ExpertTable
 from actors.transport.endpoint import Offer
+
+if TYPE_CHECKING:
+    from actors.request_spans import RequestSpans
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,8 @@ class AttentionActor:
         self._stopping = threading.Event()
         self._note: dict[str, Any] | None = None
         self._news = asyncio.Event()
+        self._metrics: AttentionMetrics | None = None
+        self._spans: RequestSpans | None = None
 
     # -- life cycle ------------------------------------------------------------------------------
 
@@ -75,6 +81,8 @@ class AttentionActor:
         """
         if self._thread is None:
             self._loop = asyncio.get_running_loop()
+            if config.metrics is not None:
+                self._metrics = AttentionMetrics(config.metrics, config.name)
             self.config = config
             self._started: Future[None] = Future()
             self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -97,6 +105,10 @@ class AttentionActor:
                 torch.set_num_threads(self.config.threads)  # of this thread and no other
             self._engine = AttentionEngine(self.config)
             self._engine.client.on_fault(lambda fault: self._call_on_loop(self._ring))
+            if self._metrics is not None:
+                self._metrics.watch(self._engine)
+            if self.config.tracing is not None:
+                self._engine.spans = self._spans = self._make_spans(self._engine)
             self.state = "loaded"
         except BaseException as error:
             self._fail(error)
@@ -114,6 +126,14 @@ class AttentionActor:
             self._engine.client.stop()
             self._engine.close()
             self._call_on_loop(self._outboxes.close)
+
+    def _make_spans(self, engine: AttentionEngine) -> "RequestSpans":
+        from actors.request_spans import RequestSpans  # OpenTelemetry, which others don't need
+        from actors.tracing import Tracing
+
+        assert self.config.tracing is not None
+        tracing = Tracing(self.config.tracing, "afflux-attention", self.config.name)
+        return RequestSpans(tracing, engine.client)
 
     def _fail(self, error: BaseException) -> None:
         self.state, self.error = "failed", f"{type(error).__name__}: {error}"
@@ -184,6 +204,12 @@ class AttentionActor:
         self._inbox.put(lambda: None)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 30.0)
+        metrics, self._metrics = self._metrics, None
+        if metrics is not None:
+            await asyncio.to_thread(metrics.close)
+        spans, self._spans = self._spans, None
+        if spans is not None:
+            await asyncio.to_thread(spans.close)
 
     # -- peers and table: not on the engine's thread, which may be waiting for them ---------------
 
@@ -347,6 +373,7 @@ class AttentionActor:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "note": self._note,
+            "metrics": self._metrics.address if self._metrics is not None else None,
         }
         engine = self._engine
         if engine is None:

@@ -8,18 +8,23 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors import replay
 from actors.emulate import Emulation
 from actors.errors import AffluxError
 from actors.lanes import MAX_LANES, LaneChooser
+from actors.metrics.config import MetricsConfig
 from actors.table import ExpertTable
+from actors.tracing import TracingConfig
 from actors.transport.endpoint import Endpoint, Offer
 from actors.transport.geometry import Geometry
+
+if TYPE_CHECKING:
+    from actors.request_spans import RequestSpans
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,8 @@ class AttentionConfig:
         wait_s: how long a step that lost its experts waits for a newer expert table.
         emulate: modelled times of attention and wire, or None for the real ones alone.
         threads: torch threads of the engine; None leaves torch's choice.
+        metrics: export metrics, see ``metrics.attention``; None exports none.
+        tracing: export spans of traced requests; None traces nothing.
     """
 
     name: str
@@ -72,6 +79,8 @@ class AttentionConfig:
     wait_s: float = 60.0
     emulate: Emulation | None = None
     threads: int | None = None
+    metrics: MetricsConfig | None = None
+    tracing: TracingConfig | None = None
 
 
 _KV_CACHE_BYTES = 1 << 30
@@ -115,6 +124,8 @@ class AttentionEngine:
         self.checkpoint = Checkpoint.open(config.model)
         self.chooser = LaneChooser(config.lanes)
         self.core, self.vllm_config = self._build_core()
+        self.weight_bytes = self._count_weights()
+        """Bytes of the parameters and buffers that this process holds."""
         self.geometry = self._geometry()
         self.endpoint = Endpoint(
             config.name,
@@ -260,6 +271,8 @@ class AttentionEngine:
             self.abort([prepared.request_id])  # its client has started it again
         replay.restore(self.core, prepared, emitted)
         self.core.add_request(prepared)
+        if self.spans is not None:
+            self.spans.admitted(prepared, len(emitted))
 
     def abort_client(self, client_index: int) -> None:
         """Forget every request of a client."""
@@ -274,6 +287,8 @@ class AttentionEngine:
         """Forget requests; unknown ids are ignored."""
         if request_ids:
             self.core.abort_requests(request_ids)
+            if self.spans is not None:
+                self.spans.ended(request_ids, "abort")
 
     @property
     def has_work(self) -> bool:
@@ -287,17 +302,27 @@ class AttentionEngine:
         request ends with finish reason ``error`` and the stop reason "[code] text"; the engine can
         go on with new requests. The exception is kept in ``last_error``.
         """
+        began = time.perf_counter()
         try:
             outputs, executed = self.core.step_fn()
             self.core.post_step(model_executed=executed)
         except Exception as error:
             self.last_error = error
             self.last_error_at = time.time()
-            return self._fail_all(error)
-        return outputs or {}
+            outputs = self._fail_all(error)
+        outputs = outputs or {}
+        if self.observer is not None:
+            self.observer(began, outputs)
+        if self.spans is not None:
+            self.spans.stepped(began, outputs)
+        return outputs
 
     last_error: Exception | None = None
     last_error_at: float | None = None
+    observer: Callable[[float, dict[int, Any]], None] | None = None
+    """Told of every step: when it began (``time.perf_counter()``) and what it returns."""
+    spans: "RequestSpans | None" = None
+    """Told of requests and steps, for traces."""
 
     def _fail_all(self, error: Exception) -> dict[int, Any]:
         from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
@@ -334,9 +359,7 @@ class AttentionEngine:
 
     # -- facts -----------------------------------------------------------------------------------
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the parameters and buffers that this process holds."""
+    def _count_weights(self) -> int:
         model = self.core.model_executor.driver_worker.worker.model_runner.model
         return sum(t.nbytes for t in (*model.parameters(), *model.buffers()) if not t.is_meta)
 

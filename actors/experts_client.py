@@ -33,7 +33,11 @@ _NOT_HELD = frozenset({"unknown_expert", "unknown_layer"})
 
 @dataclass
 class ClientStats:
-    """Totals since start, seconds and counts; read by telemetry."""
+    """Totals since start, seconds and counts; read by telemetry.
+
+    ``wait_seconds`` is summed over lanes, other lanes' work included; ``idle_seconds`` is the time
+    in which no lane had anything to do, waits for a table included.
+    """
 
     steps: int = 0
     frames: int = 0
@@ -42,6 +46,7 @@ class ClientStats:
     interrupted: int = 0
     compute_seconds: float = 0.0
     wait_seconds: float = 0.0
+    idle_seconds: float = 0.0
 
 
 class ExpertsClient:
@@ -54,6 +59,10 @@ class ExpertsClient:
         timeout: seconds that a frame may take from dispatch to combine.
         wait_s: seconds that an interrupted step waits for a newer table.
         emulate: modelled times of attention and wire, or None for the real ones alone.
+
+    Attributes:
+        lanes: of the newest step.
+        step_tokens: of the newest step; set by the runner.
     """
 
     def __init__(
@@ -74,7 +83,8 @@ class ExpertsClient:
         self.stats = ClientStats()
         self.adoption = Adoption(endpoint, wait_s)
         self._step = 0
-        self._lanes = 1
+        self.lanes = 1
+        self.step_tokens = 0
         self._flying: dict[int, Ticket] = {}  # lane -> ticket
         # (actor, lane) -> the unanswered frame in its slots. Neither our send slot nor the
         # receive slot may be used for another frame before the answer is here.
@@ -86,6 +96,7 @@ class ExpertsClient:
         self._context: dict[int, int] = {}
         self._last_heard: dict[str, FrameHeader] = {}
         self._backoff = Backoff()
+        self._idle_since = 0.0  # since when every lane has waited; 0.0 while one computes
 
     # -- any thread ----------------------------------------------------------------------------
 
@@ -129,7 +140,8 @@ class ExpertsClient:
         if before != self.adoption.version:
             self._forget_gone()
         self._step += 1
-        self._lanes = lane_count
+        self.lanes = lane_count
+        self._idle_since = 0.0
         self._flying.clear()
         self._parked.clear()
         self._resumed.clear()
@@ -138,13 +150,19 @@ class ExpertsClient:
     def begin_lane(self, context: int) -> None:
         """The running lane starts its forward pass; ``context`` is its requests' tokens so far."""
         lane = current_lane()
-        self._began[lane] = time.perf_counter()
+        now = self._began[lane] = time.perf_counter()
+        if self._idle_since:
+            self._end_idleness(now)
         self._context[lane] = context
 
     def await_change(self, interrupted: StepInterrupted) -> None:
         """Wait until a repetition of an interrupted step may succeed; see ``Adoption``."""
         self.stats.interrupted += 1
-        self.adoption.await_change(interrupted)
+        began = time.perf_counter()
+        try:
+            self.adoption.await_change(interrupted)
+        finally:
+            self.stats.idle_seconds += time.perf_counter() - began
 
     def dispatch(
         self, layer: int, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor
@@ -208,6 +226,8 @@ class ExpertsClient:
         while True:
             self._await(ticket)
             answered = time.perf_counter()
+            if self._idle_since:
+                self._end_idleness(answered)
             self._measure(ticket, answered)
             out = self._add_up(ticket)
             if ticket.stop == ticket.x.shape[0]:
@@ -442,6 +462,8 @@ class ExpertsClient:
                 self._backoff.reset()
                 continue
             now = time.perf_counter()
+            if not self._idle_since:
+                self._idle_since = now
             if now > ticket.deadline and ticket.missing:
                 self._expire(ticket, now)
                 continue
@@ -458,6 +480,11 @@ class ExpertsClient:
                 time.sleep(min(ticket.ready_at - now, _NAP_SECONDS))
             else:
                 self._backoff.pause()
+
+    def _end_idleness(self, now: float) -> None:
+        """A lane goes on."""
+        self.stats.idle_seconds += now - self._idle_since
+        self._idle_since = 0.0
 
     def _take_arrivals(self) -> bool:
         arrivals = self.endpoint.poll()
@@ -522,7 +549,7 @@ class ExpertsClient:
             slowest = max(slowest, (header.end_ns - header.start_ns) * 1e-9)  # type: ignore[union-attr]
         times = self.chooser.times
         times.ffn.add(rows, slowest)
-        if self._lanes == 1:  # with several lanes the answer may have waited for our own turn
+        if self.lanes == 1:  # with several lanes the answer may have waited for our own turn
             times.transfer.add(rows, max(0.0, elapsed - slowest))
 
     # -- tickets inside a compiled graph ----------------------------------------------------------

@@ -24,11 +24,14 @@ import torch
 from actors.boarding import board
 from actors.emulate import Emulation, sleep_rest
 from actors.errors import AffluxError, FrameError, PeerLost, PeerTimeout
+from actors.metrics.config import MetricsConfig
 from actors.transport.backoff import Backoff
 from actors.transport.geometry import MAX_LANES, Geometry
 from actors.transport.hops import Histogram
 
 if TYPE_CHECKING:
+    from actors.metrics.ffn import FFNMetrics
+    from actors.metrics.rows import Rows
     from actors.shard import ExpertShard
     from actors.transport.endpoint import Arrival, Endpoint, Offer
     from actors.weights import WeightOffer, WeightSource
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 _STOP_DEADLINE_S = 10.0
 _FLUSH = 256
 _SAMPLE_STEPS = 8
+_REFUSALS = ("stale_epoch", "unknown_expert", "unknown_layer", "bad_frame", "compute_failed")
 
 Experts = Mapping[int, Sequence[int]]
 
@@ -61,6 +65,7 @@ class FFNConfig:
         offers: actors whose memory may be read instead of the checkpoint, see ``grow``.
         emulate: an emulated device whose kernels take their modelled time.
         epoch: frames under an older expert table are refused, see ``keep``.
+        metrics: export metrics, see ``metrics.ffn``; None exports none.
     """
 
     name: str
@@ -77,6 +82,7 @@ class FFNConfig:
     offers: Sequence[WeightOffer] = ()
     emulate: Emulation | None = None
     epoch: int = 0
+    metrics: MetricsConfig | None = None
 
 
 @dataclass
@@ -123,6 +129,10 @@ class FFNWorker:
         self.failure: BaseException | None = None
         self.ended = threading.Event()
         """Set when the loop has returned or died."""
+        self.rides: Rows | None = None
+        """Takes in step ns, compute ns and tokens of every ride; None: nobody asks."""
+        self.refusals = dict.fromkeys(_REFUSALS, 0)
+        """Refused frames by code."""
         self._emulated = emulate.ffn if emulate is not None else None
         self._loads: dict[int, np.ndarray] = {}
         self._merge_tokens = merge_tokens
@@ -192,11 +202,28 @@ class FFNWorker:
         self._serve_ride(ride)
         return True
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent on rides that have ended."""
+        return self.stats.busy_ns / 1e9
+
+    @property
+    def idle_s(self) -> float:
+        """All other seconds since the start."""
+        return max((time.monotonic_ns() - self._began_ns) / 1e9 - self.busy_s, 0.0)
+
+    @property
+    def queued(self) -> int:
+        """Frames that wait for a ride."""
+        return len(self._waiting)
+
+    def boarding(self) -> Histogram:
+        """How long frames waited for their ride; a copy, from any thread."""
+        return self._stages["boarding"].copy()
+
     def snapshot(self) -> dict[str, Any]:
         """Counts, seconds and histograms as plain data; callable from any thread."""
         stats = self.stats
-        elapsed = (time.monotonic_ns() - self._began_ns) / 1e9
-        busy = stats.busy_ns / 1e9
         return {
             "frames": stats.frames,
             "rides": stats.rides,
@@ -204,8 +231,8 @@ class FFNWorker:
             "pairs": stats.pairs,
             "refused": stats.refused,
             "lost_peers": stats.lost_peers,
-            "busy_seconds": busy,
-            "idle_seconds": max(elapsed - busy, 0.0),
+            "busy_seconds": self.busy_s,
+            "idle_seconds": self.idle_s,
             "boarding_seconds": stats.boarding_ns / 1e9,
             "hops": {name: stage.snapshot() for name, stage in self._stages.items()},
         }
@@ -238,12 +265,13 @@ class FFNWorker:
         end = time.monotonic_ns()
         stats = self.stats
         stats.rides += 1
+        tokens = 0
         for frame in ride:
             header = frame.header
+            tokens += header.tokens
             if header.step % _SAMPLE_STEPS == 0:
                 self._count(frame)
             stats.frames += 1
-            stats.tokens += header.tokens
             stats.pairs += header.pairs
             stats.boarding_ns += start - frame.back_ns
             self._stages["boarding"].add(start - frame.back_ns)
@@ -254,7 +282,11 @@ class FFNWorker:
                 self._lose(frame.peer, error)
             except PeerTimeout as error:  # its deadline, not ours, decides what happens next
                 logger.warning("no answer to %s: %s", frame.peer, error)
-        stats.busy_ns += time.monotonic_ns() - start
+        stats.tokens += tokens
+        spent = time.monotonic_ns() - start
+        stats.busy_ns += spent
+        if self.rides is not None:
+            self.rides.add(spent, end - start, tokens)
 
     def _compute(self, ride: list[Arrival]) -> None:
         """Leave each frame's answer in its send slot."""
@@ -302,6 +334,7 @@ class FFNWorker:
         else:
             code, text = "compute_failed", f"{type(error).__name__}: {error}"
             logger.error("frame of %s failed", frame.peer, exc_info=error)
+        self.refusals[code] = self.refusals.get(code, 0) + 1
         try:
             self.endpoint.refuse(frame, code, text)
         except PeerLost as lost:
@@ -327,6 +360,7 @@ class FFNActor:
         self._source: WeightSource | None = None
         self._note: dict[str, Any] | None = None
         self._changing = threading.Lock()
+        self._metrics: FFNMetrics | None = None
 
     def start(self, config: FFNConfig) -> dict[str, Any]:
         """Load the experts and begin to serve; returns ``info()``.
@@ -342,7 +376,10 @@ class FFNActor:
             )
         self._config = config
         try:
+            self._metrics = _export(config)
             self._worker = self._load(config)
+            if self._metrics is not None:
+                self._metrics.watch(self._worker)
         except BaseException as error:
             self.state, self._error = "failed", str(error)
             raise
@@ -489,7 +526,7 @@ class FFNActor:
 
     def info(self) -> dict[str, Any]:
         """Plain facts about this actor."""
-        worker, config = self._worker, self._config
+        worker, config, metrics = self._worker, self._config, self._metrics
         state, error = self._health()
         facts: dict[str, Any] = {
             "role": "ffn",
@@ -499,6 +536,7 @@ class FFNActor:
             "host": platform.node(),
             "node": platform.node(),
             "note": self._note,
+            "metrics": metrics.address if metrics is not None else None,
         }
         if worker is None or config is None:
             return facts
@@ -537,6 +575,9 @@ class FFNActor:
             if self._source is not None:
                 self._source.close()
             self._worker.shard.keep({})
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
         self.state = "stopped"
 
     def _running_source(self) -> WeightSource:
@@ -554,6 +595,14 @@ class FFNActor:
             raise AffluxError(f"FFN actor is {self.state}, not ready", code="not_running")
         self._worker.check()
         return self._worker
+
+
+def _export(config: FFNConfig) -> FFNMetrics | None:
+    if config.metrics is None:
+        return None
+    from actors.metrics.ffn import FFNMetrics
+
+    return FFNMetrics(config.metrics, config.name)
 
 
 def preload() -> None:
@@ -601,6 +650,13 @@ class _Stage:
     def snapshot(self) -> dict[str, Any]:
         self._flush()
         return self._histogram.snapshot()
+
+    def copy(self) -> Histogram:
+        self._flush()
+        twin = Histogram()
+        with self._lock:
+            twin.merge(self._histogram)
+        return twin
 
     def _flush(self) -> None:
         with self._lock:

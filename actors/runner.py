@@ -67,7 +67,8 @@ class LaneRunner(ReplayRunner):
             if Seam.client.emulate is not None:
                 computed = self.input_batch.num_computed_tokens_cpu[: len(tokens)]  # type: ignore[attr-defined]
                 self.context_tokens = computed + tokens
-            padded = plan[1].num_tokens != int(tokens.sum())
+            total = Seam.client.step_tokens = int(tokens.sum())
+            padded = plan[1].num_tokens != total
             if kwargs.get("allow_microbatching", True) and not padded:
                 self.lane_slices = self._cut(tokens)
         return plan

@@ -179,3 +179,21 @@ def sizing(
 
     with WorkProgress() as progress:
         benchmark.run(json_file, png_file, quick=quick, jobs=jobs, seed=seed, progress=progress)
+
+
+@app.command(
+    epilog="One attention and one FFN process on a core each, decoding; both are scraped every "
+    "second while metrics are on. What counts is the median ratio of the pairs. Exit code 1 when "
+    "metrics cost 2 % or more."
+)
+def metrics(
+    json_file: JsonFile = None,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Requests decoded together.")] = 64,
+    tokens: Annotated[int, typer.Option(min=8, max=900, help="Tokens of each request.")] = 120,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 5,
+) -> None:
+    """Decode throughput with metrics on and off."""
+    from benchmarks import metrics_cost as benchmark
+
+    report = benchmark.run(json_file, batch=batch, tokens=tokens, count=pairs)
+    raise typer.Exit(0 if report["summary"]["within_target"] else 1)

@@ -10,6 +10,7 @@ from typing import Any
 from actors.checkpoint import Checkpoint
 from actors.engine import AttentionConfig
 from actors.ffn import FFNActor, FFNConfig
+from actors.metrics.config import MetricsConfig
 from actors.table import ExpertTable
 from benchmarks.offline import SplitEngine
 from benchmarks.processes import Remote
@@ -67,6 +68,7 @@ class FFNPool:
         dtype: str,
         threads: int | None = 1,
         max_frame_tokens: int = 512,
+        metrics: MetricsConfig | None = None,
     ):
         self.names = [f"ffn{epoch}-{i}" for i in range(count)]
         self.hosts = {name: hosts[i % len(hosts)] for i, name in enumerate(self.names)}
@@ -80,6 +82,7 @@ class FFNPool:
                     dtype=dtype,
                     threads=threads,
                     max_frame_tokens=max_frame_tokens,
+                    metrics=metrics,
                 )
             )
 

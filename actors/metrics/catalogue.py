@@ -35,10 +35,8 @@ STEP_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0,
 )  # fmt: skip
-HOP_S = (
-    0.000005, 0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01,
-    0.025, 0.05, 0.1, 0.5, 2.5, 10.0,
-)  # fmt: skip
+# Edges that the hop histograms of the transport have too, so that nothing is counted anew.
+HOP_S = tuple(2.0**n * 1e-6 for n in (*range(2, 16), 17, 19, 21, 23))
 CHANGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 BATCH = tuple(float(1 << n) for n in range(15))
 LANES = tuple(float(n) for n in range(1, 9))
@@ -187,8 +185,10 @@ _ATTENTION = (
     _g("attention", "afd_attention_requests_waiting",
        "Requests that wait in the engine's scheduler."),
     _g("attention", "afd_attention_kv_cache_usage_ratio", "KV-cache blocks in use, 0 to 1."),
-    _g("attention", "afd_attention_kv_cache_tokens", "Tokens that the KV-cache blocks in use hold."),
-    _g("attention", "afd_attention_kv_cache_capacity_tokens", "Tokens that the KV cache can hold."),
+    _g("attention", "afd_attention_kv_cache_tokens",
+       "Tokens that the KV-cache blocks in use have room for."),
+    _g("attention", "afd_attention_kv_cache_capacity_tokens",
+       "Tokens that the KV cache has room for."),
     _h("attention", "afd_attention_batch_tokens", "Tokens scheduled in a step.", BATCH),
     _h("attention", "afd_attention_step_seconds", "One engine step, scheduling included.", STEP_S),
     _h("attention", "afd_attention_compute_seconds",
@@ -206,7 +206,7 @@ _ATTENTION = (
        "Forward passes that lost their experts and were run again under a newer table."),
     _h("attention", "afd_commit_pause_seconds",
        "What the first step under a new expert table took more than a usual one, the gap before it "
-       "included.", CHANGE_S),
+       "included; not of steps that had lost their experts.", CHANGE_S),
     _c("attention", "afd_faults_total",
        "FFN actors that this attention actor stopped using, by what it noticed.", "kind"),
     _c("attention", "afd_transport_resends_total",
@@ -228,7 +228,7 @@ _FFN = (
        "One ride of frames, from taking them up to the last answer sent.", STEP_S),
     _h("ffn", "afd_ffn_compute_seconds", "Of a ride: the kernels.", STEP_S),
     _h("ffn", "afd_ffn_boarding_wait_seconds", "From a frame's arrival until its ride left.",
-       STEP_S),
+       HOP_S),
     _h("ffn", "afd_ffn_batch_tokens", "Tokens of a ride.", BATCH),
     _c("ffn", "afd_ffn_busy_seconds_total", "Time spent on rides."),
     _c("ffn", "afd_ffn_idle_seconds_total", "Time without anything to do."),

@@ -32,6 +32,7 @@ from actors.transport.hops import HopStamps
 from actors.transport.link import Arrival, Link
 from actors.transport.offer import Offer
 from actors.transport.slots import PROBE_BYTES, SlotBuffer
+from actors.transport.traffic import Traffic, transport_name
 from actors.transport.wire import (
     LOCAL,
     REMOTE,
@@ -91,6 +92,7 @@ class Endpoint:
         if tls is None and self.device.type == "cpu" and local_wire_usable():
             self._wires[LOCAL] = Wire(f"{name}/{nonce}/{LOCAL}", LOCAL)
         self._polled: list[Wire] = []
+        self._traffic = {kind: Traffic(transport_name(kind == LOCAL, tls)) for kind in self._wires}
 
     # ---- membership -----------------------------------------------------------------------
 
@@ -229,6 +231,7 @@ class Endpoint:
         near = LOCAL in theirs and LOCAL in self._wires and offer.host == self._host
         kind = LOCAL if near else REMOTE
         wire = link.wire = self._wires[kind]
+        link.traffic = self._traffic[kind]
         link.agent = wire.add(theirs[kind])
         link.remote_session = offer.session
         mine = self._terms(link.peer)
@@ -253,6 +256,7 @@ class Endpoint:
         link.lost = link.lost or "disconnected"
         wire = link.wire
         if wire is not None:
+            link.traffic.hops.add(link.hops)
             for handle in link.handles.values():
                 wire.release(handle)
             link.handles.clear()
@@ -350,7 +354,10 @@ class Endpoint:
                 queued,
                 _now(),
             )
-            self._post(link, lane, views.layout.nbytes, frame.pack(header))
+            nbytes = views.layout.nbytes
+            self._post(link, lane, nbytes, frame.pack(header))
+            link.traffic.dispatch_frames += 1
+            link.traffic.dispatch_bytes += nbytes
             return link.session
 
     def result_view(self, arrival: Arrival, tokens: int) -> torch.Tensor:
@@ -479,6 +486,15 @@ class Endpoint:
         with self._lock:
             return {link.peer: link.hops.snapshot() for link in self._links.values()}
 
+    def traffic(self) -> list[Traffic]:
+        """Totals per wire since the endpoint began, peers that left included. A copy."""
+        with _Membership(self):  # or a polling thread would hardly ever let go of the lock
+            totals = {kind: traffic.copy() for kind, traffic in self._traffic.items()}
+            for link in self._links.values():
+                if link.wire is not None:
+                    totals[link.wire.kind].hops.add(link.hops)
+        return list(totals.values())
+
     def _receive(self, agent: str, batch: list[bytes], seen: int, arrivals: list[Arrival]) -> None:
         link = self._agents.get(agent)
         if link is None:
@@ -523,6 +539,8 @@ class Endpoint:
             try:
                 if kind == _COMBINE:
                     link.hops.add(HopStamps(*header[-6:], seen))
+                    link.traffic.combine_frames += 1
+                    link.traffic.combine_bytes += geometry.answer_bytes(header.tokens)
                     return Arrival(link, header, seen, link.receive.answer(*_slot(header)))
                 views = link.receive.views(
                     header.lane, header.tokens, header.pairs, bool(header.flags & DENSE)

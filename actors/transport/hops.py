@@ -16,6 +16,7 @@ most half of that least wire time. Not for export to Prometheus: ``snapshot`` re
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +108,31 @@ class Histogram:
         self.counts += np.bincount(index, minlength=len(self.counts))
         self.sum_us += float(np.sum(values_us))
 
+    def merge(self, other: Histogram) -> None:
+        """Add another one's values."""
+        self.counts += other.counts
+        self.sum_us += other.sum_us
+
+    def counts_below(self, edges_us: Sequence[float]) -> list[int]:
+        """Counts by coarser buckets, the last one for what lies above all edges.
+
+        Args:
+            edges_us: upper edges, ascending, each (nearly) one of ``EDGES_US``; nothing is
+                interpolated.
+
+        Raises:
+            ValueError: an edge that is none of these.
+        """
+        places = np.searchsorted(self.EDGES_US, np.asarray(edges_us) * (1 - 1e-6))
+        found = self.EDGES_US[np.minimum(places, len(self.EDGES_US) - 1)]
+        if not np.allclose(found, edges_us, rtol=1e-6, atol=0.0):
+            raise ValueError(
+                f"edges {list(edges_us)} us are not all among a histogram's own, which are four "
+                "per power of two from 1 us on"
+            )
+        below = np.cumsum(self.counts)
+        return np.diff(np.concatenate(([0], below[places], below[-1:]))).tolist()
+
     @property
     def count(self) -> int:
         return int(self.counts.sum())
@@ -133,6 +159,25 @@ class Histogram:
             "p99_us": self.quantile(0.99),
             "buckets": buckets,
         }
+
+
+class HopTotals:
+    """Hops to any number of peers, stage by stage."""
+
+    def __init__(self) -> None:
+        self.stages = {stage: Histogram() for stage in STAGES}
+
+    def add(self, hops: HopHistograms) -> None:
+        """Add a peer's."""
+        for stage, total in self.stages.items():
+            total.merge(hops.histogram(stage))
+
+    def copy(self) -> HopTotals:
+        """Independent of this one from now on."""
+        twin = HopTotals()
+        for stage, total in twin.stages.items():
+            total.merge(self.stages[stage])
+        return twin
 
 
 class HopHistograms:

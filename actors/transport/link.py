@@ -35,6 +35,7 @@ class Link:
         self.busy: dict[int, int] = {}  # lane -> handle in flight
         self.classes = send.geometry.classes
         self.hops = HopHistograms()
+        self.traffic: Any = None  # the Traffic of its wire once connected
 
 
 class Arrival:

@@ -63,13 +63,23 @@ class ActorHost:
         """Result of what ``begin`` started."""
         return self.begun.pop(name).result(90)
 
-    def generate(self, prompts: list[list[int]], max_tokens: int) -> Run:
-        return self._submit(self._generate(prompts, max_tokens)).result(90)
+    def generate(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int,
+        trace_headers: dict[str, str] | None = None,
+    ) -> Run:
+        return self._submit(self._generate(prompts, max_tokens, trace_headers)).result(90)
 
     def _submit(self, coroutine: Any) -> "Future[Any]":
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
-    async def _generate(self, prompts: list[list[int]], max_tokens: int) -> Run:
+    async def _generate(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int,
+        trace_headers: dict[str, str] | None = None,
+    ) -> Run:
         from vllm import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
@@ -92,6 +102,7 @@ class ActorHost:
                     cache_salt=None,
                     data_parallel_rank=None,
                     client_index=client,
+                    trace_headers=trace_headers,
                 )
             )
         left = len(prompts)

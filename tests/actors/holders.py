@@ -42,9 +42,9 @@ class Holder:
         damaged: questions that changed while they lay here.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, **options):
         self.name = name
-        self.endpoint = Endpoint(name, GEOMETRY, DIGEST)
+        self.endpoint = Endpoint(name, GEOMETRY, DIGEST, **options)
         self.served: list = []
         self.damaged = 0
         self.working = threading.Event()

@@ -11,6 +11,7 @@ from afflux.main import app
     [
         ("elastic", ["--cycles", "--emulate", "1A1F", "--png"]),
         ("chaos", ["--kills", "--seed", "SIGSTOP", "--frontend"]),
+        ("metrics", ["--pairs", "--batch", "2 %"]),
     ],
 )
 def test_help(command: str, words: list[str]):

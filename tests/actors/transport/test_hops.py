@@ -2,11 +2,19 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.transport.hops import STAGES, Histogram, HopHistograms, HopStamps, hop_times
+from actors.transport.hops import (
+    STAGES,
+    Histogram,
+    HopHistograms,
+    HopStamps,
+    HopTotals,
+    hop_times,
+)
 
 SKEWS = (-7_000_000_000, -30_000, 0, 30_000, 7_000_000_000)
 
@@ -93,3 +101,34 @@ def test_quantile_is_at_most_one_bucket_high(values, share):
     exact = next(v for i, v in enumerate(ordered) if i + 1 >= share * len(values))
     assert exact <= histogram.quantile(share) * 1.000001
     assert histogram.quantile(share) <= exact * 2**0.25 * 1.000001
+
+
+@given(st.lists(st.floats(0.0, 1e9), max_size=50), st.sets(st.integers(0, 104), min_size=1))
+def test_coarser_buckets_count_the_same_values(values, places):
+    histogram = Histogram()
+    histogram.add(np.array(values))
+    edges = [float(Histogram.EDGES_US[place]) for place in sorted(places)]
+    counts = histogram.counts_below([edge * 1e-6 * 1e6 for edge in edges])
+    assert sum(counts) == len(values)
+    for number, edge in enumerate(edges):
+        assert sum(counts[: number + 1]) == sum(value <= edge for value in values)
+
+
+def test_edges_of_its_own_only():
+    with pytest.raises(ValueError, match=r"edges \[3\.0\] us are not all among"):
+        Histogram().counts_below([3.0])
+    with pytest.raises(ValueError, match="not all among"):
+        Histogram().counts_below([1e12])
+
+
+def test_totals_are_of_all_peers_and_a_copy_of_them():
+    random_, totals = random.Random(5), HopTotals()
+    for count in (3, 300):
+        hops = HopHistograms()
+        for _ in range(count):
+            hops.add(simulate(random_, 0)[0])
+        totals.add(hops)
+    twin = totals.copy()
+    totals.add(hops)
+    assert {stage: twin.stages[stage].count for stage in STAGES} == dict.fromkeys(STAGES, 303)
+    assert totals.stages["queue"].sum_us == pytest.approx(603 * 5.0)

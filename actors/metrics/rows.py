@@ -1,0 +1,65 @@
+"""Rows of numbers, a histogram per column; made so that taking one in costs next to nothing.
+
+The hot path writes a row into a ring of memory that is there already: no object is kept, no bucket
+is looked for, no lock is taken. Buckets are counted for many rows at once, when somebody reads or
+the ring is full. Not for values that several threads take in.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from struct import Struct
+
+import numpy as np
+
+_ROWS = 512
+
+
+class Rows:
+    """See the module. ``add`` belongs to one thread, ``read`` to any.
+
+    Args:
+        edges: upper edges of each column's buckets, ascending, after scaling.
+        scale: what each column is multiplied by, e.g. 1e-9 for nanoseconds; None for 1.
+    """
+
+    def __init__(self, edges: Sequence[Sequence[float]], scale: Sequence[float] | None = None):
+        self._edges = [np.asarray(column, dtype=np.float64) for column in edges]
+        self._scale = np.asarray(scale if scale is not None else [1.0] * len(edges))
+        self._counts = [np.zeros(len(column) + 1, dtype=np.int64) for column in self._edges]
+        self._sums = np.zeros(len(edges))
+        row = Struct(f"{len(edges)}d")
+        self._pack, self._row_bytes = row.pack_into, row.size
+        self._memory = bytearray(_ROWS * row.size)
+        self._ring = np.frombuffer(self._memory).reshape(_ROWS, len(edges))
+        self._written = 0
+        self._counted = 0
+        self._lock = threading.Lock()
+
+    def add(self, *row: float) -> None:
+        """Take in one value per column."""
+        written = self._written
+        if written - self._counted >= _ROWS:
+            self._count()
+        self._pack(self._memory, written % _ROWS * self._row_bytes, *row)
+        self._written = written + 1  # only now may a reader look at it
+
+    def read(self) -> list[tuple[list[int], float]]:
+        """Per column: counts by bucket (one more than edges) and the sum of all values."""
+        self._count()
+        with self._lock:
+            return [
+                (counts.tolist(), float(total))
+                for counts, total in zip(self._counts, self._sums, strict=True)
+            ]
+
+    def _count(self) -> None:
+        with self._lock:
+            until = self._written
+            rows = self._ring[np.arange(self._counted, until) % _ROWS] * self._scale
+            for counts, edges, column in zip(self._counts, self._edges, rows.T, strict=True):
+                places = np.searchsorted(edges, column, side="left")
+                counts += np.bincount(places, minlength=len(counts))
+            self._sums += rows.sum(axis=0)
+            self._counted = until  # only now may they be written over
