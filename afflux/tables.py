@@ -83,6 +83,8 @@ def _pools(status: ClusterStatus) -> Text:
     parts.append(f"warm workers {status.warm}/{status.warm_target}")
     if status.manager_pid is not None:
         parts.append(f"manager {status.manager_pid}")
+    if status.metrics_url is not None:
+        parts.append(f"metrics {status.metrics_url}")
     return Text("  ".join(parts), "dim", **_ONE_LINE)
 
 

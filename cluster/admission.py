@@ -41,13 +41,22 @@ class Admission:
     Args:
         app: the app to run.
         limit: requests in hand, from arrival to the last byte of the answer.
+        on_refused: called for every request that is refused.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, *, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        *,
+        on_refused: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.app = app
         self.limit = limit
         self.in_hand = 0
+        self._on_refused = on_refused
         self._clock = clock
         self._finished: deque[float] = deque(maxlen=4096)
         self._refused: deque[float] = deque(maxlen=4096)
@@ -67,6 +76,8 @@ class Admission:
             self._finished.append(self._clock())
 
     def _refuse(self) -> JSONResponse:
+        if self._on_refused is not None:
+            self._on_refused()
         now = self._clock()
         self._refused.append(now)
         seconds = retry_after_s(self._finished, self._refused, now)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.emulate import Emulation, Line
+from actors.metrics.config import MetricsConfig
+from actors.tracing import TracingConfig
 from cluster.ray_actors import cpu_threads
 from cluster.spec import ClusterSpec, LineSpec
 
@@ -30,6 +32,8 @@ def attention_config(spec: ClusterSpec, name: str) -> AttentionConfig:
         wait_s=spec.membership.wait_s,
         threads=cpu_threads(spec.attention),
         emulate=emulation(spec),
+        metrics=metrics(spec),
+        tracing=tracing(spec),
     )
 
 
@@ -61,6 +65,7 @@ def ffn_config(
         offers=tuple(offers),
         emulate=emulation(spec),
         epoch=epoch,
+        metrics=metrics(spec),
     )
 
 
@@ -70,6 +75,29 @@ def emulation(spec: ClusterSpec) -> Emulation | None:
         return None
     stages = spec.emulate
     return Emulation(_line(stages.attention), _line(stages.ffn), _line(stages.transfer))
+
+
+def metrics(spec: ClusterSpec) -> MetricsConfig | None:
+    """What an actor is told about its metrics; None for none."""
+    if not spec.metrics.enabled:
+        return None
+    return MetricsConfig(
+        model_name=spec.served_name,
+        host=spec.metrics.host,
+        expert_tokens=spec.metrics.expert_tokens,
+    )
+
+
+def tracing(spec: ClusterSpec) -> TracingConfig | None:
+    """What frontends and attention actors are told about traces; None for none."""
+    if spec.tracing.otlp_endpoint is None:
+        return None
+    return TracingConfig(
+        endpoint=spec.tracing.otlp_endpoint,
+        protocol=spec.tracing.protocol,
+        sample_ratio=spec.tracing.sample_ratio,
+        deployment=spec.name,
+    )
 
 
 def _line(line: LineSpec) -> Line:

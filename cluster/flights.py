@@ -12,12 +12,16 @@ import re
 import time
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 
+from cluster.request_metrics import Journey
 from cluster.routing import Load
+
+if TYPE_CHECKING:
+    from cluster.tracing import Trail
 
 MAX_REPLAYS = 5
 """How often one request is started again after a fault; drained actors don't count."""
@@ -54,6 +58,8 @@ class Flight:
         avoid: the actor where it failed last; another one is preferred.
         not_before: loop time before which it isn't sent again.
         deadline: the timer that ends its waiting.
+        journey: when what happened to it, for metrics; None without metrics.
+        trail: its stays at actors, for traces; None without tracing.
     """
 
     request: EngineCoreRequest
@@ -66,6 +72,8 @@ class Flight:
     avoid: str | None = None
     not_before: float = 0.0
     deadline: asyncio.TimerHandle | None = None
+    journey: Journey | None = None
+    trail: Trail | None = None
 
     @property
     def id(self) -> str:

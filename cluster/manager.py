@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +24,7 @@ from actors.errors import AffluxError
 from cluster import preflight, ray_actors, recovery
 from cluster.change import Action, Change, Times
 from cluster.expert_loads import ExpertLoads
+from cluster.exposition import Exposition
 from cluster.membership import Membership
 from cluster.names import NAMESPACE, actor_name, manager_name
 from cluster.placement import Rules
@@ -37,6 +38,12 @@ logger = logging.getLogger(__name__)
 LOADS_S = 5.0
 REFILL_S = 3.0
 ORPHAN_S = 4.0
+
+BEAT_S = 1.0
+"""Seconds between two signs in the metrics that the event loop turns."""
+
+AGENTS_S = 10.0
+"""Seconds between two looks at which nodes Ray has."""
 
 
 class StartFailed(AffluxError):
@@ -70,6 +77,7 @@ class Manager:
             on_fault=self._on_fault,
         )
         self.loads = ExpertLoads()
+        self.exposition = Exposition(self.spec)
         self._incarnation = uuid.uuid4().hex
         self._began = time.monotonic()
         self._health: Health = "starting"
@@ -127,6 +135,7 @@ class Manager:
 
     async def _start(self, count_frontend: bool) -> None:
         try:
+            self._expose()
             checkpoint = await asyncio.to_thread(preflight.check_model, self.spec)
             ray_actors.check_room(self.spec, count_frontend=count_frontend)
             self.membership = self._new_membership(checkpoint)
@@ -196,6 +205,10 @@ class Manager:
             self.membership = self._new_membership(checkpoint)
             self._url, self._serve_app = found.note.get("url"), found.note.get("serve_app")
             self._note_number = found.note["number"]
+            try:
+                self._expose(found.note.get("metrics_port"))
+            except AffluxError as error:  # what serves need not suffer from it
+                logger.error("serving goes on without the manager's metrics: %s", error)
             self.warm.avoid(found.names)
             for name, handle, node_id in found.warm:
                 self.warm.adopt(name, handle, node_id)
@@ -341,6 +354,7 @@ class Manager:
         if deadline is not None:
             loop = asyncio.get_running_loop()
             self._alarm = loop.call_later(max(0.0, deadline - self._now()), self._tick)
+        self._show()
 
     def _tick(self) -> None:
         if self.membership is not None:
@@ -418,6 +432,7 @@ class Manager:
 
     def _on_state(self, seat: Seat, state: State, detail: str) -> None:
         self._note(seat, state, detail)
+        self._show()
 
     def _on_change(self) -> None:
         """Members, table or a change's phase have changed."""
@@ -461,7 +476,8 @@ class Manager:
         if core is None:
             return
         self._note_number += 1
-        note = recovery.note(core, self._note_number, self._url, self._serve_app)
+        port = self.exposition.port
+        note = recovery.note(core, self._note_number, self._url, self._serve_app, port)
         for seat in self.seats.by_name.values():
             if seat.handle is not None:
                 self._spawn(_quietly(seat.handle.remember.remote(note)))
@@ -487,6 +503,32 @@ class Manager:
         self._pump()
         while not change.ended:
             await self._changed.wait()
+
+    # -- metrics ---------------------------------------------------------------------------------
+
+    def _expose(self, port: int | None = None) -> None:
+        """Serve metrics from now on; raises AffluxError with code ``bad_metrics_address``."""
+        if self.spec.metrics.enabled:
+            self.exposition.open(ray_actors.node_ip(), port)
+            self._spawn(self._beat())
+            self._spawn(self._find_agents())
+
+    def _show(self) -> None:
+        seats = self.seats.by_name.values()
+        self.exposition.show(self.membership, seats, self._health, self.warm.ready)
+
+    async def _beat(self) -> None:
+        while True:
+            self._show()
+            await asyncio.sleep(BEAT_S)
+
+    async def _find_agents(self) -> None:
+        while True:
+            try:
+                self.exposition.ray_agents = await asyncio.to_thread(ray_actors.metrics_agents)
+            except RayError as error:  # the list stays as it was
+                logger.warning("Ray does not say which nodes there are: %s", words(error))
+            await asyncio.sleep(AGENTS_S)
 
     # -- measured load ---------------------------------------------------------------------------
 
@@ -532,18 +574,27 @@ class Manager:
 
     # -- what others ask -------------------------------------------------------------------------
 
-    async def members(self, version: str = "", timeout_s: float = 0.0) -> dict[str, Any]:
+    async def members(
+        self,
+        version: str = "",
+        timeout_s: float = 0.0,
+        frontend: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         """The attention actors that serve requests.
 
         Args:
             version: what the caller has; waits until there is something else ...
             timeout_s: ... for at most this long.
+            frontend: who asks (``name``), where its metrics are bound ("host:port" as ``metrics``),
+                and the address of its node (``node_ip``).
 
         Returns:
             ``version``: to be compared for equality only; ``attention``: name -> Ray handle;
             ``draining``: names among them that take no new requests; ``not_ready``: None, or why
             requests can't be served.
         """
+        if frontend is not None:
+            self.exposition.hear(frontend)
         await self.take_over()
         deadline = time.monotonic() + timeout_s
         while version == self._version_text and (left := deadline - time.monotonic()) > 0:
@@ -604,6 +655,7 @@ class Manager:
             warm_target=self.spec.warm_workers,
             emulated=self.spec.emulate is not None,
             manager_pid=os.getpid(),
+            metrics_url=self.exposition.url,
             detail=self._detail,
         )
 
@@ -661,6 +713,7 @@ class Manager:
             if task is not mine:
                 task.cancel()
         await self.warm.close()
+        await asyncio.to_thread(self.exposition.close)
         seats = list(self.seats.by_name.values())
         stops = (self.seats.stop(s.name, fence=s.state == "failed", final="stopped") for s in seats)
         await asyncio.gather(*stops, return_exceptions=True)

@@ -12,18 +12,25 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.tasks import SupportedTask
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine import (
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.metrics.stats import SchedulerStats
 
-from cluster import disconnects
+from cluster import arrivals, disconnects
 from cluster.flights import (
     MAX_REPLAYS,
     Flight,
@@ -32,7 +39,11 @@ from cluster.flights import (
     RequestLost,
     fault_of,
 )
+from cluster.request_metrics import InFlight, Journey, Outcome, RequestMetrics
 from cluster.routing import Load, Router
+
+if TYPE_CHECKING:
+    from cluster.tracing import FrontDoorTraces
 
 __all__ = ["AttentionPool", "Flight", "NoAttentionActor", "RequestLost", "engine_client"]
 
@@ -44,6 +55,14 @@ RETRY_S = 0.25
 
 SIGN_S = 15.0
 """Pause between signs of life; an actor takes a client for gone after four of them."""
+
+_OUTCOMES: dict[FinishReason, Outcome] = {
+    FinishReason.STOP: "stop",
+    FinishReason.REPETITION: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.ABORT: "abort",
+    FinishReason.ERROR: "error",
+}
 
 OnFailure = Callable[[list[str], Exception], None]
 
@@ -66,6 +85,8 @@ class AttentionPool(EngineCoreClient):
         wait_s: seconds that a request waits for an actor that can take it.
         on_failure: called with the ids of requests that end in an error and the reason, before
             their final output with finish reason ``error`` appears.
+        metrics: told what happens to requests; None measures nothing.
+        traces: makes a span of every stay of a request at an actor; None traces nothing.
     """
 
     def __init__(
@@ -76,6 +97,8 @@ class AttentionPool(EngineCoreClient):
         router: Router | None = None,
         wait_s: float = 60.0,
         on_failure: OnFailure | None = None,
+        metrics: RequestMetrics | None = None,
+        traces: FrontDoorTraces | None = None,
     ):
         self.client_index = client_index
         self.engine_ranks_managed = list(range(capacity))
@@ -90,6 +113,11 @@ class AttentionPool(EngineCoreClient):
         self._outputs: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
+        self._reader: asyncio.Task[Any] | None = None
+        self._traces = traces
+        self._metrics = metrics
+        if metrics is not None:
+            metrics.follow(self.in_flight)
 
     # -- members ---------------------------------------------------------------------------------
 
@@ -111,6 +139,11 @@ class AttentionPool(EngineCoreClient):
     def loads(self) -> dict[str, Load]:
         """Load of every live actor as this pool knows it."""
         return {name: member.load for name, member in self._members.items()}
+
+    def in_flight(self) -> InFlight:
+        """What is in flight; safe from any thread."""
+        running = sum(len(member.flights) for member in list(self._members.values()))
+        return InFlight(running, max(0, len(self._flights) - running), self.replays)
 
     def set_actors(self, actors: Mapping[str, Any], draining: Collection[str] = ()) -> None:
         """Make ``actors`` (name -> Ray handle) the members.
@@ -220,11 +253,19 @@ class AttentionPool(EngineCoreClient):
             if member is None:
                 raise RequestLost("the actor of this session is gone; start a new session")
             flight.request = request
+            flight.journey = self._begin(request)
             self._post(member, flight)
             return
-        flight = Flight(request, session=request.resumable)
+        flight = Flight(request, session=request.resumable, journey=self._begin(request))
+        if self._traces is not None:
+            flight.trail = self._traces.begin(flight.id)
         self._flights[flight.id] = flight
         self._dispatch([flight])
+
+    def _begin(self, request: EngineCoreRequest) -> Journey | None:
+        if self._metrics is None:
+            return None
+        return self._metrics.arrived(len(request.prompt_token_ids or ()), arrivals.current())
 
     def _dispatch(self, flights: Collection[Flight] | None = None) -> None:
         """Send what waits, in the order of arrival, as far as there are actors for it."""
@@ -238,6 +279,8 @@ class AttentionPool(EngineCoreClient):
             if member is not None:
                 member.flights[flight.id] = flight
                 flight.actor = member.name
+                if flight.trail is not None:
+                    flight.trail.arrive(member.name, len(flight.emitted))
                 self._post(member, flight)
             elif flight.session:
                 self._fail([flight], NoAttentionActor("no attention actor takes a session now"))
@@ -260,6 +303,8 @@ class AttentionPool(EngineCoreClient):
         return self._members[choice.actor]
 
     def _post(self, member: Member, flight: Flight) -> None:
+        if flight.trail is not None:
+            flight.request.trace_headers = flight.trail.headers
         call = _call(member.handle.add_request, flight.request, tuple(flight.emitted))
         self._spawn(self._confirm(member, flight, call))
 
@@ -302,6 +347,8 @@ class AttentionPool(EngineCoreClient):
             flight.avoid = at.name
         flight.actor = None
         flight.faults += fault
+        if flight.trail is not None:
+            flight.trail.leave("lost" if fault else "moved", len(flight.emitted), reason)
         if flight.session:
             self._fail([flight], RequestLost(f"{reason}; start a new session"))
         elif flight.faults > MAX_REPLAYS:
@@ -338,13 +385,18 @@ class AttentionPool(EngineCoreClient):
             self._fail([flight], NoAttentionActor(f"{message}; try again later"))
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
-        """Tell the actors to forget requests; ids that aren't in flight are ignored."""
+        """Tell the actors to forget requests; ids that aren't in flight are ignored.
+
+        The reader of outputs asks this for requests that have met a stop string: they have ended
+        well. Whoever else asks calls them off.
+        """
+        own = self._reader is not None and asyncio.current_task() is self._reader
         by_member: dict[str, list[str]] = {}
         for request_id in request_ids:
             flight = self._flights.get(request_id)
             if flight is None:
                 continue
-            self._forget(flight)
+            self._forget(flight, "stop" if own else "abort")
             if flight.actor is not None:
                 by_member.setdefault(flight.actor, []).append(request_id)
         for name, ids in by_member.items():
@@ -356,6 +408,7 @@ class AttentionPool(EngineCoreClient):
 
     async def get_output_async(self) -> EngineCoreOutputs:
         """The outputs of one engine step of one actor."""
+        self._reader = asyncio.current_task()
         outputs = await self._outputs.get()
         if isinstance(outputs, Exception):
             raise outputs
@@ -363,6 +416,8 @@ class AttentionPool(EngineCoreClient):
 
     def _accept(self, member: Member, outputs: EngineCoreOutputs) -> None:
         known: list[EngineCoreOutput] = []
+        member.label(outputs)
+        now = time.monotonic()
         for output in outputs.outputs:
             flight = member.flights.get(output.request_id)
             if flight is None:
@@ -372,18 +427,38 @@ class AttentionPool(EngineCoreClient):
                 continue
             flight.emitted.extend(output.new_token_ids)
             flight.prefill_tokens = flight.refusals = 0
+            self._measure(flight, output, now)
             if output.finish_reason == FinishReason.ERROR and self.on_failure is not None:
                 reason = output.stop_reason or "the step failed"
                 self.on_failure([output.request_id], RequestLost(f"{member.name}: {reason}"))
-            if output.finished:
-                self._forget(flight)
+            if output.finish_reason is not None:
+                self._forget(flight, _OUTCOMES[output.finish_reason])
+            if flight.trail is not None:
+                output.trace_headers = flight.trail.door
             known.append(output)
         outputs.outputs = known
-        member.label(outputs)
         self._outputs.put_nowait(outputs)
+
+    def _measure(self, flight: Flight, output: EngineCoreOutput, now: float) -> None:
+        metrics, journey = self._metrics, flight.journey
+        if metrics is None or journey is None:
+            return
+        if journey.scheduled is None:
+            for event in output.events or ():
+                if event.type == EngineCoreEventType.SCHEDULED:
+                    metrics.scheduled(journey, event.timestamp)
+                    break
+        if output.new_token_ids:
+            metrics.tokens(journey, len(output.new_token_ids), now)
 
     def _fail(self, flights: Collection[Flight], reason: Exception) -> None:
         """End flights with an error."""
+        if self._metrics is not None and isinstance(reason, NoAttentionActor):
+            for _ in flights:
+                self._metrics.rejected("no_actor")
+        for flight in flights:
+            if flight.trail is not None:
+                flight.trail.leave("error", len(flight.emitted), str(reason))
         if self.on_failure is not None:
             self.on_failure([flight.id for flight in flights], reason)
         self._finish(flights, FinishReason.ERROR, str(reason))
@@ -393,12 +468,19 @@ class AttentionPool(EngineCoreClient):
     ) -> None:
         final = []
         for flight in flights:
-            self._forget(flight)
-            final.append(EngineCoreOutput(flight.id, [], finish_reason=end, stop_reason=text))
+            self._forget(flight, _OUTCOMES[end])
+            output = EngineCoreOutput(flight.id, [], finish_reason=end, stop_reason=text)
+            if flight.trail is not None:
+                output.trace_headers = flight.trail.door
+            final.append(output)
         finished = {output.request_id for output in final}
         self._outputs.put_nowait(EngineCoreOutputs(outputs=final, finished_requests=finished))
 
-    def _forget(self, flight: Flight) -> None:
+    def _forget(self, flight: Flight, outcome: Outcome) -> None:
+        if self._metrics is not None and flight.journey is not None:
+            self._metrics.finished(flight.journey, outcome)
+        if flight.trail is not None:
+            flight.trail.leave(outcome, len(flight.emitted))
         flight.settle()
         self._flights.pop(flight.id, None)
         if flight.actor in self._members:
@@ -551,6 +633,8 @@ class AttentionPool(EngineCoreClient):
                 _call(member.handle.abort, list(member.flights))
         for flight in self._flights.values():
             flight.settle()
+            if flight.trail is not None:
+                flight.trail.leave("abort", len(flight.emitted), "the frontend has ended")
         self._members.clear()
         self._flights.clear()
         for task in self._tasks:

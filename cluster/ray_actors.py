@@ -170,6 +170,20 @@ def free_nodes() -> list[Node]:
     ]
 
 
+def node_ip() -> str:
+    """Address of the node that this process is on."""
+    return str(ray.util.get_node_ip_address())
+
+
+def metrics_agents() -> tuple[str, ...]:
+    """Where the live nodes' agents serve Ray's own metrics, "host:port"."""
+    return tuple(
+        f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+        for node in ray.nodes()
+        if node["Alive"] and node.get("MetricsExportPort")
+    )
+
+
 def check_room(spec: ClusterSpec, *, count_frontend: bool) -> None:
     """Refuse at once what the cluster can't hold, unless an autoscaler may add nodes.
 

@@ -47,7 +47,13 @@ class Found:
     note: dict[str, Any] | None = None
 
 
-def note(core: Membership, number: int, url: str | None, serve_app: str | None) -> dict[str, Any]:
+def note(
+    core: Membership,
+    number: int,
+    url: str | None,
+    serve_app: str | None,
+    metrics_port: int | None = None,
+) -> dict[str, Any]:
     """What a later manager must know and can't read off the actors."""
     return {
         "number": number,
@@ -59,6 +65,7 @@ def note(core: Membership, number: int, url: str | None, serve_app: str | None) 
         "draining": [m.name for m in core.live("attention") if m.state == "draining"],
         "url": url,
         "serve_app": serve_app,
+        "metrics_port": metrics_port,
     }
 
 

@@ -323,6 +323,41 @@ class SLOSpec(_Section):
     """Share of requests that must meet both."""
 
 
+class MetricsSpec(_Section):
+    """Prometheus metrics: every process serves its own, the manager lists where."""
+
+    enabled: bool = True
+    """Serve them. Without, `afflux top` and dashboards have nothing to show."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address that every process listens on; 0.0.0.0 for every interface, which a Prometheus on
+    another machine and a deployment on several nodes need. Metrics need no key: open the address to
+    nobody else."""
+
+    port: int = Field(default=9464, ge=0, le=65535)
+    """TCP port of the manager's metrics and of /sd, the list for Prometheus. When it is taken, or
+    0, any free one; `afflux status` shows it. The other processes take any free port."""
+
+    expert_tokens: bool = False
+    """Count tokens by layer and expert too: one series for each pair."""
+
+
+class TracingSpec(_Section):
+    """OpenTelemetry traces of requests: at the front door, at each attention actor, per step."""
+
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]+(/\S*)?$")
+    """URL of an OTLP receiver, such as http://localhost:4318; null traces nothing. Every node must
+    reach it. Headers for it, such as a token, go into the environment variable
+    OTEL_EXPORTER_OTLP_HEADERS of every node."""
+
+    protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
+    """What the receiver speaks; its usual ports are 4318 and 4317. For http/protobuf an endpoint
+    without a path means /v1/traces."""
+
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of requests to trace. A client that sends a traceparent header decides itself."""
+
+
 class ClusterSpec(_Section):
     """A whole deployment."""
 
@@ -358,6 +393,12 @@ class ClusterSpec(_Section):
 
     slo: SLOSpec = SLOSpec()
     """What a good answer is."""
+
+    metrics: MetricsSpec = MetricsSpec()
+    """What is measured, and where it can be read."""
+
+    tracing: TracingSpec = TracingSpec()
+    """Where traces of requests go."""
 
     emulate: EmulateSpec | None = None
     """Emulated devices; null uses the real ones."""

@@ -98,7 +98,8 @@ class ClusterStatus(_Model):
 
     ``targets`` says how many actors of each role are wanted (empty when unknown); ``change`` is the
     change under way. ``warm`` of ``warm_target`` processes without a role are ready. ``emulated``:
-    the times are those of emulated devices.
+    the times are those of emulated devices. ``metrics_url``: where the manager serves its metrics
+    and the list of everybody's (``/metrics``, ``/sd``); None without metrics.
     """
 
     name: str
@@ -114,6 +115,7 @@ class ClusterStatus(_Model):
     warm_target: int = 0
     emulated: bool = False
     manager_pid: int | None = None
+    metrics_url: str | None = None
     detail: str = ""
 
 

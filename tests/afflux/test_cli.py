@@ -165,6 +165,7 @@ class FakeLauncher:
             warm_target=2,
             emulated=True,
             manager_pid=4711,
+            metrics_url="http://127.0.0.1:9464",
         )
 
     def watch(
@@ -260,6 +261,7 @@ def test_status_shows_targets_changes_and_that_devices_are_emulated(launcher: Fa
         "ffn 1/1 (1 draining)",
         "warm workers 1/2",
         "manager 4711",
+        "metrics http://127.0.0.1:9464",
         "under way: change 7 (retire ffn-1): release, ",
     ):
         assert words in text
@@ -299,7 +301,9 @@ def test_bench_hands_over_the_file(name: str, tmp_path: Path, monkeypatch: pytes
     import benchmarks
 
     asked: list[Any] = []
-    stand_in = SimpleNamespace(run=lambda json_path=None, **_: asked.append(json_path))
+    stand_in = SimpleNamespace(
+        BATCHES=(1,), run=lambda json_path=None, **_: asked.append(json_path)
+    )
     monkeypatch.setitem(sys.modules, f"benchmarks.{name}", stand_in)
     monkeypatch.setattr(benchmarks, name, stand_in, raising=False)
     assert run(app, ["bench", name, "--json", str(tmp_path / "r.json")]).exit_code == 0

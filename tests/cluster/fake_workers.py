@@ -107,6 +107,7 @@ class FakeWorker:
             "table": self.table,
             "note": self.note,
             "running": self.requests,
+            "metrics": f"127.0.0.1:{self.config.name}" if self.config else None,
             "waiting": 0,
         }
 
@@ -178,6 +179,8 @@ class FakeRay:
             "kill": self._kill,
             "remove_group": lambda group: self.groups.pop(group.name, None),
             "remove_groups": lambda deployment: self.groups.clear(),
+            "node_ip": lambda: "10.0.0.1",
+            "metrics_agents": lambda: ("10.0.0.1:8090",),
             "workers": lambda deployment: {n: w for n, w in self.workers.items() if self._up(w)},
             "groups": lambda deployment: dict(self.groups),
         }

@@ -92,7 +92,8 @@ async def ask(admission: Admission, asked: Scope) -> tuple[int, dict[str, str], 
 
 async def test_refuses_beyond_the_limit_and_frees_places() -> None:
     app = App()
-    admission = Admission(app, 2)
+    refusals: list[str] = []
+    admission = Admission(app, 2, on_refused=lambda: refusals.append("refused"))
     held = [asyncio.create_task(ask(admission, scope())) for _ in range(2)]
     await asyncio.sleep(0)
     status, headers, body = await ask(admission, scope())
@@ -102,6 +103,7 @@ async def test_refuses_beyond_the_limit_and_frees_places() -> None:
     assert body["error"]["code"] == 429 and body["error"]["param"] is None
     assert body["error"]["message"].startswith("2 requests are in hand")
     assert len(app.held) == 2, "refused before the app"
+    assert refusals == ["refused"]
     # what runs nothing passes
     health = asyncio.create_task(ask(admission, scope("/health", "GET")))
     await asyncio.sleep(0)

@@ -6,6 +6,7 @@ Starting and stopping real actors is in ``tests/e2e``.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ def spec(**changes: Any) -> ClusterSpec:
         "startup_timeout_s": 5,
         "warm_workers": 0,
         "membership": {"silence_s": 0.5, "drain_s": 0.5},
+        "metrics": {"enabled": False},
     }
     return make_spec({**data, **changes})
 
@@ -313,6 +315,117 @@ async def test_a_new_manager_gives_no_name_twice(
     await manager.members()
     await deployment.until(lambda: manager.warm.ready == 1)
     assert "warm-0" not in manager.warm.names
+
+
+MEASURED = {"port": 0}
+
+
+async def read(manager: Manager, path: str) -> str:
+    """A page of the manager's exporter."""
+    port = manager.exposition.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    answer = (await asyncio.wait_for(reader.read(), 10)).decode()
+    writer.close()
+    head, _, body = answer.partition("\r\n\r\n")
+    assert " 200 " in head.splitlines()[0], answer
+    return body
+
+
+async def listed(manager: Manager) -> dict[str, list[str]]:
+    """Targets by job, as Prometheus is told."""
+    groups = json.loads(await read(manager, "/sd"))
+    return {group["labels"]["job"]: group["targets"] for group in groups}
+
+
+async def test_the_manager_lists_who_can_be_scraped(deployment: Deployment) -> None:
+    manager = await deployment.up(metrics=MEASURED)
+    url = (await manager.status()).metrics_url
+    assert url == f"http://127.0.0.1:{manager.exposition.port}"
+    actors = [f"127.0.0.1:{name}" for name in ("attention-0", "attention-1", "ffn-0", "ffn-1")]
+    own = f"127.0.0.1:{manager.exposition.port}"
+    assert (await listed(manager))["afflux"] == sorted([own, *actors])
+    here = {"name": "frontend-0", "metrics": "127.0.0.1:7", "node_ip": "10.0.0.1"}
+    elsewhere = {"name": "frontend-1", "metrics": "127.0.0.1:8", "node_ip": "10.0.0.2"}
+    for frontend in (here, elsewhere):
+        await manager.members(frontend=frontend)
+    await deployment.ended(await manager.scale(attention=1))
+    manager._show()
+    jobs = await listed(manager)
+    assert "127.0.0.1:attention-1" not in jobs["afflux"], "who has left is not asked any more"
+    assert "127.0.0.1:7" in jobs["afflux"] and jobs["vllm"] == ["127.0.0.1:7"]
+    assert jobs["ray"] == ["10.0.0.1:8090"]
+
+
+async def test_the_managers_page_follows_the_deployment(deployment: Deployment) -> None:
+    manager = await deployment.up(metrics=MEASURED)
+    assert 'afd_actors{model_name="verse",role="ffn",state="ready"} 2.0' in await read(
+        manager, "/metrics"
+    )
+    deployment.ray.member("ffn-1").dead.set()
+    await deployment.until(lambda: deployment.state("ffn-1") == "failed")
+    await deployment.until(deployment.settled)
+    page = await read(manager, "/metrics")
+    for line in (
+        'afd_actors{model_name="verse",role="ffn",state="ready"} 2.0',
+        'afd_actors_lost_total{model_name="verse",role="ffn"} 1.0',
+        'afd_actor_restarts_total{model_name="verse",role="ffn"} 1.0',
+        'afd_recovery_seconds_count{model_name="verse",role="ffn"} 1.0',
+        'afd_scale_events_total{model_name="verse",outcome="done",verb="replace"} 1.0',
+        'afd_healthy{model_name="verse"} 1.0',
+    ):
+        assert line in page
+
+
+async def test_scrapes_during_changes_do_not_fail(deployment: Deployment) -> None:
+    manager = await deployment.up(metrics=MEASURED)
+    going = True
+
+    async def scrape() -> int:
+        count = 0
+        while going:
+            page, _ = await asyncio.gather(read(manager, "/metrics"), read(manager, "/sd"))
+            assert "afd_healthy" in page
+            count += 1
+        return count
+
+    scraping = asyncio.create_task(scrape())
+    for ffn in (4, 2, 5, 1, 3):
+        await deployment.ended(await manager.scale(ffn=ffn))
+    going = False
+    assert await asyncio.wait_for(scraping, 10) > 0
+
+
+async def test_a_restarted_manager_takes_its_port_again(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await deployment.up(metrics=MEASURED)
+    port = old.exposition.port
+    await deployment.until(lambda: deployment.ray.member("ffn-0").note.get("metrics_port") == port)
+    manager = replaced(deployment, monkeypatch)
+    old.exposition.close()  # as the end of its process does
+    await manager.members()
+    assert manager.exposition.port == port
+    assert "afd_healthy" in await read(manager, "/metrics")
+
+
+async def test_metrics_can_be_off(deployment: Deployment) -> None:
+    manager = await deployment.up(metrics={"enabled": False})
+    assert (await manager.status()).metrics_url is None
+    assert deployment.ray.member("ffn-0").config.metrics is None
+
+
+async def test_what_actors_are_told_of_metrics(deployment: Deployment) -> None:
+    await deployment.up(metrics={"port": 0, "expert_tokens": True})
+    for name in ("attention-0", "ffn-0"):
+        told = deployment.ray.member(name).config.metrics
+        assert (told.model_name, told.host, told.expert_tokens) == ("verse", "127.0.0.1", True)
+
+
+async def test_a_foreign_address_fails_the_start(deployment: Deployment) -> None:
+    with pytest.raises(AffluxError, match=r"192\.0\.2\.1.*metrics\.host") as error:
+        await deployment.up(metrics={"host": "192.0.2.1"})
+    assert error.value.code == "bad_metrics_address"
 
 
 async def test_a_missing_model_fails_the_start(deployment: Deployment) -> None:

@@ -21,6 +21,7 @@ pytest.importorskip("vllm")
 from vllm.sampling_params import SamplingParams  # noqa: E402
 from vllm.v1.engine import (  # noqa: E402
     EngineCoreEvent,
+    EngineCoreEventType,
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreRequest,
@@ -31,6 +32,8 @@ from vllm.v1.engine.core_client import EngineCoreClient  # noqa: E402
 from actors.errors import AffluxError  # noqa: E402
 from cluster.flights import MAX_REPLAYS, Member  # noqa: E402
 from cluster.pool import AttentionPool, NoAttentionActor, RequestLost, engine_client  # noqa: E402
+from cluster.request_metrics import RequestMetrics  # noqa: E402
+from cluster.spec import SLOSpec  # noqa: E402
 
 WAIT_S = 40.0
 
@@ -91,6 +94,9 @@ class Counter:
                     tokens = []
                     reason, stop = FinishReason.ERROR, "[peer_lost] layer 3: ffn-1 is gone"
                 output = EngineCoreOutput(id_, tokens, finish_reason=reason, stop_reason=stop)
+                if emitted == 0:
+                    scheduled = EngineCoreEvent.new_event(EngineCoreEventType.SCHEDULED)
+                    output.events = [scheduled]
                 by_client.setdefault(request.client_index, []).append(output)
                 if reason is None:
                     self.requests[id_] = (request, emitted + 1)
@@ -424,6 +430,81 @@ async def test_an_actor_that_is_not_ready_passes_requests_on(actors: dict[str, A
         assert "attention-0" in pool.members
     finally:
         await actors["attention-0"].pause.remote(False)
+    pool.shutdown()
+
+
+def measured(metrics: RequestMetrics, name: str, **labels: str) -> float:
+    base = {"model_name": "m", "role": "frontend", "actor_id": "frontend-0"}
+    value = metrics.families.registry.get_sample_value(name, {**base, **labels})
+    assert value is not None, name
+    return value
+
+
+def ended(metrics: RequestMetrics) -> dict[str, float]:
+    """Finished requests by outcome."""
+    outcomes = ("stop", "length", "abort", "error")
+    counts = {o: measured(metrics, "afd_requests_total", outcome=o) for o in outcomes}
+    return {outcome: count for outcome, count in counts.items() if count}
+
+
+async def test_metrics_hear_of_every_request(actors: dict[str, Any]) -> None:
+    metrics = RequestMetrics("m", "frontend-0", SLOSpec())
+    pool = AttentionPool(1, metrics=metrics)
+    one = {"attention-0": actors["attention-0"]}
+    await pool.add_request_async(request("r"))
+    assert measured(metrics, "afd_requests_waiting") == 1
+    await join(pool, one)
+    assert measured(metrics, "afd_requests_running") == 1
+    assert (await collect(pool, {"r"}))["r"] == (count(3, 5), FinishReason.LENGTH)
+    assert ended(metrics) == {"length": 1}
+    assert measured(metrics, "afd_generation_tokens_total") == 5
+    assert measured(metrics, "afd_prompt_tokens_total") == 3
+    assert measured(metrics, "afd_inter_token_latency_seconds_count") == 4
+    ttft = measured(metrics, "afd_time_to_first_token_seconds_sum")
+    queue = measured(metrics, "afd_request_queue_time_seconds_sum")
+    prefill = measured(metrics, "afd_request_prefill_time_seconds_sum")
+    assert queue > 0 and queue + prefill == pytest.approx(ttft)
+    await pool.add_request_async(request("bad", prompt=[99]))
+    await collect(pool, {"bad"})
+    assert ended(metrics) == {"length": 1, "error": 1}
+    assert measured(metrics, "afd_slo_requests_total", slo="both") == 2
+    for id_ in ("called-off", "met-a-stop-string"):
+        await pool.add_request_async(request(id_, tokens=100_000))
+
+    async def output_handler() -> None:
+        await pool.get_output_async()
+        await pool.abort_requests_async(["met-a-stop-string"])
+
+    await asyncio.create_task(output_handler())
+    await pool.abort_requests_async(["called-off"])
+    assert ended(metrics) == {"length": 1, "error": 1, "stop": 1, "abort": 1}
+    assert measured(metrics, "afd_requests_running") == 0
+    pool.shutdown()
+
+
+async def test_metrics_count_replays_once_each(actors: dict[str, Any]) -> None:
+    metrics = RequestMetrics("m", "frontend-0", SLOSpec())
+    pool = AttentionPool(1, metrics=metrics)
+    pool.set_actors({"attention-0": actors["attention-0"]})
+    await pool.add_request_async(request("a", tokens=200))
+    await emitted(pool, "a", 20)
+    pool.set_actors({"attention-1": actors["attention-1"]})
+    await collect(pool, {"a"})
+    assert measured(metrics, "afd_requests_replayed_total") == pool.replays == 1
+    assert measured(metrics, "afd_time_to_first_token_seconds_count") == 1
+    assert measured(metrics, "afd_generation_tokens_total") == 200, "none twice"
+    assert ended(metrics) == {"length": 1}
+    pool.shutdown()
+
+
+async def test_metrics_of_a_request_that_found_no_actor() -> None:
+    metrics = RequestMetrics("m", "frontend-0", SLOSpec())
+    pool = AttentionPool(1, wait_s=0.05, metrics=metrics)
+    await pool.add_request_async(request("r"))
+    await collect(pool, {"r"})
+    assert measured(metrics, "afd_requests_rejected_total", reason="no_actor") == 1
+    assert ended(metrics) == {"error": 1}
+    assert measured(metrics, "afd_slo_good_requests_total", slo="ttft") == 0
     pool.shutdown()
 
 

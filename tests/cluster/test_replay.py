@@ -31,6 +31,7 @@ from benchmarks.split import split_table  # noqa: E402
 from cluster.frontend import adopt_members, make_llm  # noqa: E402
 from cluster.names import WORKER_ENV  # noqa: E402
 from cluster.pool import AttentionPool  # noqa: E402
+from cluster.request_metrics import RequestMetrics  # noqa: E402
 from cluster.spec import ClusterSpec, load_spec  # noqa: E402
 
 WAIT_S = 120.0
@@ -215,7 +216,9 @@ def finished() -> float:
 @pytest.mark.timeout(600)
 async def test_streams_outlive_their_actors(spec: ClusterSpec, actors: dict[str, Any]) -> None:
     """One actor is killed while another lives; then the last one, before a third joins."""
-    llm, _ = await make_llm(spec, members(actors, "attention-0"), client_index=0)
+    metrics = RequestMetrics("verse", "frontend-0", spec.slo)
+    one = members(actors, "attention-0")
+    llm, _ = await make_llm(spec, one, client_index=0, metrics=metrics)
     try:
         expected = await Reader(llm, "undisturbed").run()
         for name, answer in expected.items():
@@ -251,9 +254,41 @@ async def test_streams_outlive_their_actors(spec: ClusterSpec, actors: dict[str,
         assert not llm.errored and not llm.output_processor.request_states
         choices = sum(options.get("n", 1) for options in REQUESTS.values())
         assert finished() >= 4 * (choices - 1)
+        await check_metrics(llm, metrics, 4 * choices, expected["greedy"].choices[0].text)
         await check_take_over(llm, actors["attention-2"])
     finally:
         llm.shutdown()
+
+
+async def check_metrics(llm: Any, metrics: RequestMetrics, answers: int, text: str) -> None:
+    """Our own metrics count each of the ``answers`` once, whatever actors it met."""
+
+    def value(name: str, **labels: str) -> float:
+        base = {"model_name": "verse", "role": "frontend", "actor_id": "frontend-0"}
+        found = metrics.families.registry.get_sample_value(name, {**base, **labels})
+        assert found is not None, name
+        return found
+
+    assert value("afd_requests_replayed_total") == llm.pool.replays
+    for part in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
+        assert value(f"afd_{part}_seconds_count") == answers, part
+    times = [
+        value(f"afd_request_{part}_time_seconds_sum") for part in ("queue", "prefill", "decode")
+    ]
+    assert min(times) > 0
+    assert sum(times) == pytest.approx(value("afd_e2e_request_latency_seconds_sum"))
+    assert value("afd_generation_tokens_total") == value("afd_request_generation_tokens_sum")
+    stops = value("afd_requests_total", outcome="stop")
+    word = text.split()[3]
+    params = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True, stop=[word])
+    prompt = "The sea was calm that morning, and the ship"
+    async for output in llm.generate(prompt, params, "stopped"):
+        reason = output.outputs[0].finish_reason
+    assert reason == "stop"
+    while llm.pool.flights:  # the engine hears of it after its reader has
+        await asyncio.sleep(0.01)
+    assert value("afd_requests_total", outcome="stop") == stops + 1
+    assert value("afd_requests_total", outcome="abort") == 0
 
 
 async def check_take_over(llm: Any, actor: Any) -> None:

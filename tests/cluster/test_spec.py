@@ -64,7 +64,7 @@ def test_a_spec_is_frozen():
     ("override", "words"),
     [
         ("ffn.cuont=3", ["ffn.cuont = 3", "did you mean ffn.count?", "--set ffn.cuont=3"]),
-        ("port=9000", ["port = 9000", "did you mean frontend.port?"]),
+        ("port=9000", ["port = 9000", "did you mean frontend.port"]),
         ("atention.count=1", ["atention", "did you mean attention?"]),
         ("ffn.count=0", ["ffn.count = 0", "1 or more"]),
         ("attention.count=0", ["attention.count = 0", "1 or more"]),
