@@ -3,7 +3,8 @@
 #
 #   requirements/install.sh VENV cpu|gpu [dev]
 #
-# Needs python3 >= 3.11 with venv, nothing else; never root. Running it again is cheap.
+# Needs python3 >= 3.11 with venv, nothing else. Root is not needed; who is root and asks for dev gets
+# Debian's prometheus as well. Running it again is cheap.
 # Environment: PYTHON (default python3), TORCH_CPU_INDEX (PyTorch's index of CPU builds).
 set -euo pipefail
 
@@ -31,7 +32,11 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 # uv installs in parallel: a third of pip's time. Where it can't reach the index that pip is
 # configured for, pip does the work.
 pip install "uv==0.13.8" || say "no uv; going on with pip"
+# urllib3-future (of grafana-client) is a fork of urllib3: its wheel overwrites urllib3's files,
+# now and at every start of Python. Built from source with this variable it leaves them alone.
+export URLLIB3_NO_OVERRIDE=1
 install() {
+  set -- --no-binary urllib3-future "$@"
   if [ -x "$venv/bin/uv" ]; then
     # compiled now, on all cores, rather than by every process of the first start
     "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" --no-deps "$@" &&
@@ -39,6 +44,13 @@ install() {
     say "uv failed; trying again with pip"
   fi
   pip install --no-deps "$@"
+}
+
+get_prometheus() {
+  apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq install --no-install-recommends -y prometheus >/dev/null || return
+  # the package starts it as a service where there is an init; afflux observe up starts its own
+  if [ -d /run/systemd/system ]; then systemctl disable --quiet --now prometheus; fi
 }
 
 if [ "$kind" = cpu ]; then
@@ -61,6 +73,15 @@ install -r "requirements/$kind.lock"
 if [ "$extra" = dev ]; then
   say "installing requirements/dev.lock"
   install -r requirements/dev.lock
+  # A real Prometheus for the tests, and promtool for rules and alerts: no package of Python's.
+  if ! command -v promtool >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+      say "installing Debian's prometheus"
+      get_prometheus || say "that failed; tests of dashboards and alerts need: apt install prometheus"
+    else
+      say "tests of dashboards and alerts need promtool: sudo apt install prometheus"
+    fi
+  fi
 fi
 pip install --no-deps --no-build-isolation --editable .
 say "done; the command is $venv/bin/afflux"
