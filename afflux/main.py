@@ -11,7 +11,19 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from actors.errors import AffluxError
-from afflux import __version__, bench, change, fit, simulate, size, spec, up
+from afflux import (
+    __version__,
+    bench,
+    change,
+    dashboards,
+    fit,
+    observe,
+    simulate,
+    size,
+    spec,
+    top,
+    up,
+)
 from planner.errors import PlannerError
 
 
@@ -71,8 +83,11 @@ app.command("retire")(change.retire)
 app.command("flip")(change.flip)
 app.command("rebalance")(change.rebalance)
 app.command("changes")(change.changes)
+app.command("top")(top.top)
 app.command("size", epilog=size.EPILOG)(size.size)
 app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
 app.command("fit", epilog=fit.EPILOG)(fit.fit)
 app.add_typer(spec.app, name="spec")
+app.add_typer(observe.app, name="observe")
+app.add_typer(dashboards.app, name="dashboards")
 app.add_typer(bench.app, name="bench")
