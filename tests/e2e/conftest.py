@@ -74,6 +74,8 @@ def spec(state_home: Path) -> ClusterSpec:
             "ffn.max=5",
             "ffn.resources.cpus=0.2",
             "frontend.max_requests=48",
+            "metrics.port=0",
+            "metrics.expert_tokens=true",
             # A small model that may write blanks between JSON tokens writes nothing else.
             "attention.engine.structured_outputs_config={backend: xgrammar, "
             "disable_any_whitespace: true}",
