@@ -7,10 +7,12 @@ is on, since it imports OpenTelemetry. Not for totals: see ``metrics``.
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
@@ -27,6 +29,10 @@ from actors.tracing import Tracing
 
 if TYPE_CHECKING:
     from actors.experts_client import ExpertsClient
+
+P = ParamSpec("P")
+
+logger = logging.getLogger(__name__)
 
 MAX_STEPS = 64
 """Steps of one request that get a span of their own at one actor; later ones are only counted."""
@@ -54,6 +60,23 @@ class _Stay:
     steps: int = 0
 
 
+def _harmless(
+    method: Callable[Concatenate[RequestSpans, P], None],
+) -> Callable[Concatenate[RequestSpans, P], None]:
+    """No fault in a trace may cost a request: the first one ends this actor's traces instead."""
+
+    @functools.wraps(method)
+    def call(self: RequestSpans, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception:
+            logger.exception("a trace failed; this actor traces no further request")
+            self.failed = True
+            self._stays.clear()
+
+    return call
+
+
 class RequestSpans:
     """Follows the traced requests of one engine.
 
@@ -69,10 +92,12 @@ class RequestSpans:
         self._headers = TraceContextTextMapPropagator()
         self._stays: dict[str, _Stay] = {}
         self._idle = client.stats.idle_seconds
+        self.failed = False
 
+    @_harmless
     def admitted(self, request: Any, emitted: int) -> None:
         """A request (vLLM's ``Request``) was queued, to go on after ``emitted`` tokens."""
-        if not request.trace_headers:
+        if self.failed or not request.trace_headers:
             return
         context = self._headers.extract(request.trace_headers)
         if not get_current_span(context).get_span_context().trace_flags.sampled:
@@ -88,6 +113,7 @@ class RequestSpans:
         computed = request.num_computed_tokens
         self._stays[request.request_id] = _Stay(request, context, span, now, computed)
 
+    @_harmless
     def stepped(self, began: float, outputs: dict[int, Any]) -> None:
         """A step has ended; see ``AttentionEngine.observer``."""
         before, self._idle = self._idle, self._client.stats.idle_seconds
@@ -106,11 +132,16 @@ class RequestSpans:
         self, request_id: str, stay: _Stay, step: _Step, output: EngineCoreOutput | None
     ) -> None:
         # vLLM hands the events on with the first output; a long prompt takes steps without one.
-        events = stay.request.events if output is None else output.events or ()
+        source = stay.request if output is None else output
+        events = source.events or ()
         for event in events:
             at = step.unix_ns(event.timestamp)
             if event.type == EngineCoreEventType.SCHEDULED and stay.phase == "queue":
                 self._enter(stay, "prefill", at)
+                if source.prefill_stats is not None:
+                    cached = source.prefill_stats.num_cached_tokens
+                    stay.span.set_attribute("afflux.cached_tokens", cached)
+                    stay.computed += cached
             elif event.type == EngineCoreEventType.PREEMPTED and output is not None:
                 stay.span.add_event("preempted", timestamp=at)
         computed = stay.request.num_computed_tokens
@@ -126,8 +157,6 @@ class RequestSpans:
             self._enter(stay, "decode", step.ended)
 
     def _enter(self, stay: _Stay, phase: str, at: int) -> None:
-        if stay.phase == "prefill":
-            stay.span.set_attribute("afflux.cached_tokens", max(0, stay.request.num_cached_tokens))
         at = max(at, stay.began)
         stay.span.end(at)
         stay.span = self._tracer.start_span(phase, stay.context, start_time=at)
@@ -145,6 +174,7 @@ class RequestSpans:
         )
         span.end(step.ended)
 
+    @_harmless
     def ended(self, request_ids: Iterable[str], end: str) -> None:
         """Requests have left in another way than by an output; unknown ids are ignored."""
         for request_id in request_ids:

@@ -74,7 +74,7 @@ class Actor:
             trace_headers=request.trace_headers,
             num_prompt_tokens=len(prompt),
             num_computed_tokens=0,
-            num_cached_tokens=0,
+            prefill_stats=None,
             events=[],
         )
         self.requests[request.request_id] = made
@@ -375,6 +375,19 @@ async def test_errors_and_health_at_the_door(receiver: Receiver, make: Any) -> N
     front.flush()
     (broke,) = receiver.named("GET")
     assert broke.failed and broke.events == ("exception",)
+
+
+async def test_a_fault_in_a_trace_costs_no_request(make: Any) -> None:
+    actor = Actor(make("afflux-attention", "attention-0"))
+    request = engine_request("r")
+    request.trace_headers = {"traceparent": SAMPLED}
+    await actor._add(request, ())
+    del actor.requests["r"].num_computed_tokens, actor.client.lanes
+    actor.spans.stepped(time.perf_counter(), {0: EngineCoreOutputs()})
+    assert actor.spans.failed and not actor.spans.followed
+    actor.spans.admitted(request, 0)
+    actor.spans.ended(["r"], "abort")
+    assert not actor.spans.followed
 
 
 def test_a_receiver_that_is_away(caplog: pytest.LogCaptureFixture) -> None:
