@@ -25,6 +25,7 @@ from actors.errors import AffluxError
 from actors.metrics.attention import AttentionMetrics
 from actors.outboxes import Outboxes
 from actors.table import ExpertTable
+from actors.telemetry import no_telemetry
 from actors.transport.endpoint import Offer
 
 if TYPE_CHECKING:
@@ -308,6 +309,16 @@ class AttentionActor:
         return await self._on_engine(lambda engine: getattr(engine.core, method)(*args))
 
     # -- facts -----------------------------------------------------------------------------------
+
+    async def telemetry(self, since: int = 0) -> dict[str, Any]:
+        """Engine steps above the cursor ``since``; see ``AttentionMetrics.telemetry``.
+
+        Raises:
+            AffluxError: code ``no_telemetry``.
+        """
+        if self._metrics is None:
+            raise no_telemetry(self.state)
+        return await asyncio.to_thread(self._metrics.telemetry, since)
 
     async def ping(self) -> str:
         """State; raises when the actor has failed."""

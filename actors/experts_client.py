@@ -63,6 +63,7 @@ class ExpertsClient:
     Attributes:
         lanes: of the newest step.
         step_tokens: of the newest step; set by the runner.
+        step_load: likewise: requests, those of them with one token, context tokens of all.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ExpertsClient:
         self._step = 0
         self.lanes = 1
         self.step_tokens = 0
+        self.step_load: tuple[int, int, int] = (0, 0, 0)
         self._flying: dict[int, Ticket] = {}  # lane -> ticket
         # (actor, lane) -> the unanswered frame in its slots. Neither our send slot nor the
         # receive slot may be used for another frame before the answer is here.

@@ -25,6 +25,7 @@ from actors.boarding import board
 from actors.emulate import Emulation, sleep_rest
 from actors.errors import AffluxError, FrameError, PeerLost, PeerTimeout
 from actors.metrics.config import MetricsConfig
+from actors.telemetry import no_telemetry
 from actors.transport.backoff import Backoff
 from actors.transport.geometry import MAX_LANES, Geometry
 from actors.transport.hops import Histogram
@@ -130,7 +131,7 @@ class FFNWorker:
         self.ended = threading.Event()
         """Set when the loop has returned or died."""
         self.rides: Rows | None = None
-        """Takes in step ns, compute ns and tokens of every ride; None: nobody asks."""
+        """Takes in step ns, compute ns, tokens and pairs of every ride; None: nobody asks."""
         self.refusals = dict.fromkeys(_REFUSALS, 0)
         """Refused frames by code."""
         self._emulated = emulate.ffn if emulate is not None else None
@@ -265,14 +266,14 @@ class FFNWorker:
         end = time.monotonic_ns()
         stats = self.stats
         stats.rides += 1
-        tokens = 0
+        tokens = pairs = 0
         for frame in ride:
             header = frame.header
             tokens += header.tokens
             if header.step % _SAMPLE_STEPS == 0:
                 self._count(frame)
             stats.frames += 1
-            stats.pairs += header.pairs
+            pairs += header.pairs
             stats.boarding_ns += start - frame.back_ns
             self._stages["boarding"].add(start - frame.back_ns)
             self._stages["compute"].add(end - start)
@@ -283,10 +284,11 @@ class FFNWorker:
             except PeerTimeout as error:  # its deadline, not ours, decides what happens next
                 logger.warning("no answer to %s: %s", frame.peer, error)
         stats.tokens += tokens
+        stats.pairs += pairs
         spent = time.monotonic_ns() - start
         stats.busy_ns += spent
         if self.rides is not None:
-            self.rides.add(spent, end - start, tokens)
+            self.rides.add(spent, end - start, tokens, pairs)
 
     def _compute(self, ride: list[Arrival]) -> None:
         """Leave each frame's answer in its send slot."""
@@ -492,6 +494,16 @@ class FFNActor:
     def loads(self) -> dict[int, list[int]]:
         """Pairs per expert of each layer since the start, see ``FFNWorker.loads``."""
         return self._running().loads()
+
+    def telemetry(self, since: int = 0) -> dict[str, Any]:
+        """Totals since the start, whatever ``since`` says; see ``FFNMetrics.telemetry``.
+
+        Raises:
+            AffluxError: code ``no_telemetry``.
+        """
+        if self._metrics is None:
+            raise no_telemetry(self.state)
+        return self._metrics.telemetry()
 
     def watch(self, seen: int = 0, timeout_s: float = 2.0) -> dict[str, Any]:
         """State and epoch; returns at once when the serving loop has ended, else after a while.

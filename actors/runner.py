@@ -64,10 +64,13 @@ class LaneRunner(ReplayRunner):
         # A dummy run (warm-up, profiling) has no requests and no experts to wait for.
         if Seam.client is not None and "num_encoder_reqs" in kwargs:
             tokens = kwargs["num_scheduled_tokens_np"]
+            computed = self.input_batch.num_computed_tokens_cpu[: len(tokens)]  # type: ignore[attr-defined]
+            context = computed + tokens
             if Seam.client.emulate is not None:
-                computed = self.input_batch.num_computed_tokens_cpu[: len(tokens)]  # type: ignore[attr-defined]
-                self.context_tokens = computed + tokens
+                self.context_tokens = context
             total = Seam.client.step_tokens = int(tokens.sum())
+            ones = int(np.count_nonzero(tokens == 1))
+            Seam.client.step_load = (len(tokens), ones, int(context.sum()))
             padded = plan[1].num_tokens != total
             if kwargs.get("allow_microbatching", True) and not padded:
                 self.lane_slices = self._cut(tokens)

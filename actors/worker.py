@@ -96,6 +96,10 @@ class Worker:
             return {"state": self._state, "error": None, "epoch": 0, "faults": [], "number": 0}
         return await self._ask("watch", seen, timeout_s)
 
+    async def telemetry(self, since: int = 0) -> dict[str, Any]:
+        """What the role has done lately, from the cursor ``since`` on; see the roles."""
+        return await self._ask("telemetry", since)
+
     async def remember(self, note: Mapping[str, Any]) -> None:
         """Keep the manager's note, for a manager that has to start anew."""
         if self._role is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.serve import Application
 
-from cluster import preflight
+from cluster import companion, preflight
 from cluster.api_keys import KeyRing
 from cluster.frontend import Frontend
 from cluster.names import WORKER_ENV
@@ -44,6 +44,7 @@ def build(args: dict[str, Any]) -> Application:
     given = args.get("spec")
     spec = make_spec(given, overrides) if isinstance(given, dict) else load_spec(given, overrides)
     preflight.check_engine_args(spec)
+    companion.check(spec)
     return application(spec, owned_by_serve=True)
 
 

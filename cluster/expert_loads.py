@@ -6,7 +6,11 @@ current load decides where experts go. Not for deciding it: see ``placement``.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+
+from actors.table import ExpertTable
 
 Counts = Mapping[int, Sequence[float]]  # layer -> pairs per expert
 
@@ -45,3 +49,26 @@ class ExpertLoads:
         if not any(any(values) for values in self._sums.values()):
             return None
         return {layer: list(self._sums.get(layer, [0.0] * num_experts)) for layer in layers}
+
+
+def imbalance(loads: Counts | None, table: ExpertTable | None) -> float:
+    """Load of the busiest FFN actor over the mean, by layer, mean over layers weighted by load.
+
+    Replicas share an expert's load evenly. A layer is done when its slowest actor is, so layers
+    count one by one.
+
+    Returns:
+        at least 1; nan without loads or a table.
+    """
+    if not loads or table is None:
+        return math.nan
+    actors = table.actors
+    slowest = total = 0.0
+    for layer, holders in table.holders.items():
+        shares: defaultdict[str, float] = defaultdict(float)
+        for load, held_by in zip(loads.get(layer, ()), holders, strict=False):
+            for actor in held_by:
+                shares[actor] += load / len(held_by)
+        slowest += max(shares.values(), default=0.0)
+        total += sum(shares.values())
+    return slowest * len(actors) / total if total else math.nan

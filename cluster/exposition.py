@@ -37,6 +37,7 @@ class Exposition:
         self.metrics = ControlMetrics(spec)
         self.ray_agents: tuple[str, ...] = ()
         self._frontends = Frontends()
+        self._controllers = Frontends()  # one, and after a restart for a moment two
         self._targets = Targets()
         self._exporter: Exporter | None = None
         self._node_ip: str | None = None
@@ -82,6 +83,11 @@ class Exposition:
         address = self._announced(frontend["metrics"], frontend["node_ip"])
         self._frontends.hear(frontend["name"], address, time.monotonic())
 
+    def hear_controller(self, controller: Mapping[str, str]) -> None:
+        """The controller told its ``node_ip`` and where its ``metrics`` are bound."""
+        address = self._announced(controller["metrics"], controller["node_ip"])
+        self._controllers.hear("controller", address, time.monotonic())
+
     def show(
         self, core: Membership | None, seats: Collection[Seat], health: Health, warm: int
     ) -> None:
@@ -91,6 +97,7 @@ class Exposition:
         processes = [address for address in found if address is not None]
         if self.address is not None:
             processes.append(self.address)
+        processes += self._controllers.live(time.monotonic())
         self._targets = Targets(
             tuple(processes), self._frontends.live(time.monotonic()), self.ray_agents
         )

@@ -27,6 +27,7 @@ from cluster.arrivals import StampArrivals
 from cluster.configs import tracing
 from cluster.disconnects import DisconnectOnCancel
 from cluster.discovery import VLLM_PATH
+from cluster.reporting import Reports
 from cluster.request_metrics import RequestMetrics
 from cluster.spec import ClusterSpec
 
@@ -70,6 +71,7 @@ class Frontend:
         self.metrics: RequestMetrics | None = None
         self.exporter: Exporter | None = None
         self._follower: asyncio.Task[None] | None = None
+        self._reports: Reports | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         from cluster.manager import connect_manager
@@ -85,6 +87,8 @@ class Frontend:
         if self.spec.metrics.enabled:
             self.metrics = RequestMetrics(self.spec.served_name, name, self.spec.slo)
             self.exporter = export(self.spec, self.metrics)
+            self._reports = Reports(name, self.metrics)
+            self._reports.listen(members)
         traces = trace(self.spec, name)
         self.llm, args = await make_llm(
             self.spec,
@@ -122,6 +126,8 @@ class Frontend:
                 await asyncio.sleep(RETRY_S)
                 continue
             version = members["version"]
+            if self._reports is not None:
+                self._reports.listen(members)
             try:
                 adopt_members(self.llm, members)
             except ValueError as error:  # serve on with the members that did fit

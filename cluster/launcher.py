@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.errors import AffluxError
-from cluster import preflight, ray_actors, ray_head, records
+from cluster import companion, preflight, ray_actors, ray_head, records
 from cluster.app import application
 from cluster.connection import (
     ASK_S,
@@ -99,6 +99,7 @@ def up(
         AffluxError: one of this module's, the manager's or the preflight checks'.
     """
     note = _Notes(on_event)
+    companion.check(spec)
     record = records.load(spec.name)
     if record is not None:
         handle = _running(spec, record)

@@ -21,9 +21,9 @@ import ray
 from ray.exceptions import RayError
 
 from actors.errors import AffluxError
-from cluster import preflight, ray_actors, recovery
+from cluster import companion, preflight, ray_actors, recovery
 from cluster.change import Action, Change, Times
-from cluster.expert_loads import ExpertLoads
+from cluster.expert_loads import ExpertLoads, imbalance
 from cluster.exposition import Exposition
 from cluster.membership import Membership
 from cluster.names import NAMESPACE, actor_name, manager_name
@@ -41,6 +41,9 @@ ORPHAN_S = 4.0
 
 BEAT_S = 1.0
 """Seconds between two signs in the metrics that the event loop turns."""
+
+LISTEN_S = 15.0
+"""How long a listener hears of requests without asking again: it may be gone."""
 
 AGENTS_S = 10.0
 """Seconds between two looks at which nodes Ray has."""
@@ -96,6 +99,9 @@ class Manager:
         self._running = False  # started, and to be kept as it should be
         self._note_number = 0
         self._telling = False
+        self._controller: Any | None = None
+        self._listeners: dict[str, tuple[Any, float]] = {}  # name -> handle, until when
+        self._kept: dict[str, Any] = {}  # by others, so that it outlives them
         self._took_over = not _restarted()
         if not self._took_over:  # no loop runs yet: have the first call be our own
             ray.get_runtime_context().current_actor.take_over.remote()
@@ -161,6 +167,12 @@ class Manager:
         self.warm.fill()
         self._spawn(self._gather_loads())
         self._spawn(self._watch_serve())
+        self._spawn(self._start_controller())
+
+    async def _start_controller(self) -> None:
+        self._controller = await asyncio.to_thread(companion.start, self.spec)
+        if self._controller is not None:
+            self._bump()  # frontends report to it
 
     def _new_membership(self, checkpoint: Any) -> Membership:
         spec, ms = self.spec, self.spec.membership
@@ -204,6 +216,7 @@ class Manager:
             checkpoint = await asyncio.to_thread(preflight.check_model, self.spec)
             self.membership = self._new_membership(checkpoint)
             self._url, self._serve_app = found.note.get("url"), found.note.get("serve_app")
+            self._kept = dict(found.note.get("kept") or {})
             self._note_number = found.note["number"]
             try:
                 self._expose(found.note.get("metrics_port"))
@@ -332,6 +345,97 @@ class Manager:
         except preflight.LackingResources:
             return False
         return True
+
+    # -- for the controller ----------------------------------------------------------------------
+
+    async def situation(
+        self, since: int = 0, controller: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What a controller has to know of the membership.
+
+        Args:
+            since: number of the newest change whose end the caller knows.
+            controller: where its metrics are bound ("host:port" as ``metrics``) and the address of
+                its node (``node_ip``).
+
+        Returns:
+            ``health``; ``targets`` by role; ``members``: (name, role, state) of those that live or
+            start; ``epoch``; ``change``: the report of the change under way, or None; ``ended``:
+            reports of changes above ``since`` that have ended; ``imbalance``: load of the busiest
+            FFN actor over the mean by the experts' measured loads, nan while unknown.
+
+        Raises:
+            AffluxError: code ``not_ready``.
+        """
+        if controller is not None:
+            self.exposition.hear_controller(controller)
+        core = await self._ready_core()
+        states = ("starting", "ready", "draining")
+        return {
+            "health": self._health,
+            "targets": dict(core.targets),
+            "members": [
+                (m.name, m.role, m.state) for m in core.members.values() if m.state in states
+            ],
+            "epoch": core.epoch,
+            "change": core.report(core.change) if core.change is not None else None,
+            "ended": [r for r in core.reports(50) if r.number > since and r.ended],
+            "imbalance": imbalance(core.loads, core.table),
+        }
+
+    async def rebalanced(self) -> float:
+        """The imbalance that would be left after a rebalance; nan while loads are unknown."""
+        core = await self._ready_core()
+        return imbalance(core.loads, core.rebalanced())
+
+    async def room(self, role: Role) -> str:
+        """Why the Ray cluster has no place for one more actor of a role; empty when it has."""
+        try:
+            await asyncio.to_thread(ray_actors.check_one_more, self.spec, role)
+        except preflight.LackingResources as error:
+            return str(error)
+        return ""
+
+    async def workers(self) -> dict[str, tuple[Role, Any, str]]:
+        """Those who can be asked for telemetry: name -> (role, Ray handle, state)."""
+        core = await self._ready_core()
+        found: dict[str, tuple[Role, Any, str]] = {}
+        for member in core.members.values():
+            seat = self.seats.by_name.get(member.name)
+            if member.state in ("ready", "draining") and seat is not None and seat.handle:
+                found[member.name] = (member.role, seat.handle, member.state)
+        return found
+
+    async def listen(self, name: str, listener: Any) -> None:
+        """Have frontends report their requests to an actor too; ask again within ``LISTEN_S``.
+
+        Args:
+            name: to know it by. listener: Ray handle of an actor with an asynchronous
+                ``take_requests(frontend, batch)``, see ``cluster.reporting``.
+        """
+        new = name not in self._listening()
+        self._listeners[name] = (listener, time.monotonic() + LISTEN_S)
+        if new:
+            self._bump()
+
+    async def unlisten(self, name: str) -> None:
+        """No more reports to this one; idempotent."""
+        if self._listeners.pop(name, None) is not None:
+            self._bump()
+
+    def _listening(self) -> dict[str, Any]:
+        now = time.monotonic()
+        return {name: actor for name, (actor, until) in self._listeners.items() if until > now}
+
+    async def keep(self, key: str, data: Any) -> None:
+        """Remember plain data for somebody else, also through restarts of either."""
+        self._kept[key] = data
+        self._spawn(self._tell())
+
+    async def kept(self, key: str) -> Any:
+        """What was given to ``keep``; None if nothing was."""
+        await self.take_over()
+        return self._kept.get(key)
 
     # -- carrying out ----------------------------------------------------------------------------
 
@@ -477,7 +581,7 @@ class Manager:
             return
         self._note_number += 1
         port = self.exposition.port
-        note = recovery.note(core, self._note_number, self._url, self._serve_app, port)
+        note = recovery.note(core, self._note_number, self._url, self._serve_app, port, self._kept)
         for seat in self.seats.by_name.values():
             if seat.handle is not None:
                 self._spawn(_quietly(seat.handle.remember.remote(note)))
@@ -591,7 +695,8 @@ class Manager:
         Returns:
             ``version``: to be compared for equality only; ``attention``: name -> Ray handle;
             ``draining``: names among them that take no new requests; ``not_ready``: None, or why
-            requests can't be served.
+            requests can't be served; ``controller``: who wants to hear of requests, or None;
+            ``listeners``: name -> Ray handle of others who do (``listen``).
         """
         if frontend is not None:
             self.exposition.hear(frontend)
@@ -612,6 +717,8 @@ class Manager:
             "attention": {name: handle for name, handle in handles.items() if handle is not None},
             "draining": [member.name for member in live if member.state == "draining"],
             "not_ready": None if healthy else self._detail or f"{self.spec.name} {self._health}",
+            "controller": self._controller,
+            "listeners": self._listening(),
         }
 
     @property
@@ -712,6 +819,7 @@ class Manager:
         for task in list(self._tasks):
             if task is not mine:
                 task.cancel()
+        await asyncio.to_thread(companion.end, self.spec.name)
         await self.warm.close()
         await asyncio.to_thread(self.exposition.close)
         seats = list(self.seats.by_name.values())

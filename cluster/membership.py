@@ -362,6 +362,10 @@ class Membership:
         """Actors that were lost and for which the deployment has not made up yet."""
         return tuple(self._losses)
 
+    def rebalanced(self) -> ExpertTable | None:
+        """The table that a rebalance would make now; nothing changes."""
+        return self._placed(self.table, [m.name for m in self.ready("ffn")]) if self.table else None
+
     def missing(self) -> dict[Role, int]:
         """How many ready actors of each role there are fewer than wanted."""
         return self._missing(self.targets)

@@ -26,6 +26,11 @@ def manager_name(deployment: str) -> str:
     return f"{deployment}:manager"
 
 
+def controller_name(deployment: str) -> str:
+    """Ray name of a deployment's controller."""
+    return f"{deployment}:controller"
+
+
 def actor_name(deployment: str, member: str) -> str:
     """Ray name of an attention or FFN actor (``member`` as in ``ffn-0``) and of its place."""
     return f"{deployment}:{member}"

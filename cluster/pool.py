@@ -358,6 +358,8 @@ class AttentionPool(EngineCoreClient):
             self._finish([flight], FinishReason.LENGTH)
         else:
             self.replays += 1
+            if flight.journey is not None:
+                flight.journey.replays += 1
             if flight.deadline is None:
                 flight.deadline = self._loop.call_later(self.wait_s, self._expire, flight)
             if at is not None:
@@ -448,6 +450,8 @@ class AttentionPool(EngineCoreClient):
                 if event.type == EngineCoreEventType.SCHEDULED:
                     metrics.scheduled(journey, event.timestamp)
                     break
+        if output.prefill_stats is not None and journey.first is None:
+            journey.cached = output.prefill_stats.num_cached_tokens
         if output.new_token_ids:
             metrics.tokens(journey, len(output.new_token_ids), now)
 

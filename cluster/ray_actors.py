@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import (
 )
 
 from actors.worker import Worker
-from cluster.names import NAMESPACE, WORKER_ENV, actor_name, manager_name
+from cluster.names import NAMESPACE, WORKER_ENV, actor_name, controller_name, manager_name
 from cluster.preflight import LackingResources, Need, Node, lacking, needs
 from cluster.spec import ClusterSpec, PoolSpec, Role
 
@@ -148,11 +148,11 @@ def gpus_of(group: PlacementGroup, count: float) -> list[int]:
 def workers(deployment: str) -> dict[str, Any]:
     """Ray handles of a deployment's live workers by name, warm ones included."""
     prefix = actor_name(deployment, "")
-    manager = manager_name(deployment)
+    others = (manager_name(deployment), controller_name(deployment))
     found = {}
     for entry in ray.util.list_named_actors(all_namespaces=True):
         name = entry["name"]
-        if entry["namespace"] == NAMESPACE and name.startswith(prefix) and name != manager:
+        if entry["namespace"] == NAMESPACE and name.startswith(prefix) and name not in others:
             with suppress(ValueError):  # gone meanwhile
                 found[name.removeprefix(prefix)] = ray.get_actor(name, namespace=NAMESPACE)
     return found

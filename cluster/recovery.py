@@ -53,6 +53,7 @@ def note(
     url: str | None,
     serve_app: str | None,
     metrics_port: int | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a later manager must know and can't read off the actors."""
     return {
@@ -66,6 +67,7 @@ def note(
         "url": url,
         "serve_app": serve_app,
         "metrics_port": metrics_port,
+        "kept": dict(kept or {}),
     }
 
 

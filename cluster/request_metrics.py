@@ -15,13 +15,14 @@ from typing import Any, Literal
 from actors.metrics.catalogue import OUTCOMES, REJECTIONS, SLOS
 from actors.metrics.families import Families, Value
 from cluster.arrivals import Arrival
+from cluster.request_log import RequestLog
 from cluster.spec import SLOSpec
 
 Outcome = Literal["stop", "length", "abort", "error"]
 Rejection = Literal["queue_full", "no_actor"]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Journey:
     """What happened to a request so far; times in seconds of one monotonic clock.
 
@@ -31,6 +32,8 @@ class Journey:
         arrival: of the HTTP request around it, to be told of the first token.
         scheduled: an attention actor first took it up. first, last: its first and newest token.
         tokens: output tokens.
+        cached: prompt tokens that came from a prefix cache.
+        replays: how often it was started again.
     """
 
     arrived: float
@@ -40,6 +43,8 @@ class Journey:
     first: float | None = None
     last: float = 0.0
     tokens: int = 0
+    cached: int = 0
+    replays: int = 0
 
     @property
     def ttft_s(self) -> float | None:
@@ -93,6 +98,7 @@ class RequestMetrics:
 
     Attributes:
         families: holds the registry to be exported.
+        log: single requests, for the controller.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class RequestMetrics:
             "frontend", {"model_name": model_name, "role": "frontend", "actor_id": frontend}
         )
         self.clock = clock
+        self.log = RequestLog(clock)
         self._slo = slo
         self._look: Callable[[], InFlight] = InFlight
         self._ttft = families["afd_time_to_first_token_seconds"]
@@ -142,8 +149,11 @@ class RequestMetrics:
     def arrived(self, prompt_tokens: int, arrival: Arrival | None = None) -> Journey:
         """A request has begun; its time counts from ``arrival`` if that is given and not over."""
         if arrival is not None and not arrival.answered:
-            return Journey(arrival.at, prompt_tokens, arrival)
-        return Journey(self.clock(), prompt_tokens)
+            journey = Journey(arrival.at, prompt_tokens, arrival)
+        else:
+            journey = Journey(self.clock(), prompt_tokens)
+        self.log.arrived(journey)
+        return journey
 
     def scheduled(self, journey: Journey, at: float) -> None:
         """An attention actor took it up; the first time counts."""
@@ -155,18 +165,22 @@ class RequestMetrics:
         if journey.first is None:
             journey.first = at
             self._ttft.observe(at - journey.arrived)
+            self.log.first_token(journey, at)
             self._prompt_tokens.inc(journey.prompt_tokens)
             if journey.arrival is not None:
                 journey.arrival.answered = True
         else:
             self._itl.observe(at - journey.last)
+            self.log.gap(at - journey.last)
         journey.last = at
         journey.tokens += count
         self._output_tokens.inc(count)
+        self.log.tokens(count)
 
     def finished(self, journey: Journey, outcome: Outcome) -> None:
         """Nothing more will come. Only complete answers have a length and a duration."""
         self._finished[outcome].inc()
+        self.log.done(journey, outcome)
         for slo, good in verdicts(journey, outcome, self._slo).items():
             self._counted[slo].inc()
             if good:
@@ -183,9 +197,22 @@ class RequestMetrics:
         self._prompt_length.observe(journey.prompt_tokens)
         self._output_length.observe(journey.tokens)
 
+    def batch(self, since: int = 0, limit: int | None = None) -> dict[str, Any]:
+        """Records above ``since`` and what is in flight; see ``RequestLog.since``.
+
+        Returns:
+            besides: ``running`` requests, and ``waiting`` ones that are at no actor.
+        """
+        now = self._look()
+        return {**self.log.since(since, limit), "running": now.running, "waiting": now.waiting}
+
     def rejected(self, reason: Rejection) -> None:
         """A request was not accepted, or found no actor in time."""
         self._rejected[reason].inc()
+        if reason == "queue_full":
+            self.log.turned_away()
+        else:
+            self.log.refused()
 
     def _collect(self) -> Iterator[Value]:
         now = self._look()

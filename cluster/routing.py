@@ -2,7 +2,8 @@
 
 One cost in tokens decides: the work that already waits at an actor plus the part of the prompt
 that the actor would have to compute. An actor that has seen the prompt's beginning wins as long as
-its queue isn't longer than what its prefix cache saves. Not for admission or for retries.
+its queue isn't longer than what its prefix cache saves, nor far longer than the shortest one. Not
+for admission or for retries.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from hashlib import blake2b
 
 DECODE_TOKENS = 32
 """What a running request counts for, in prompt tokens: the decode steps that it still needs."""
+
+UNEVEN_RATIO, UNEVEN_REQUESTS = 1.5, 4
+"""An actor with more requests than the ratio times the least loaded one's, and so many besides, is
+passed over whatever it has cached. Else a new actor would stay idle as long as everybody's prompt
+begins with the same long document; once it has computed that, it is as good as the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,9 @@ class Router:
         names = sorted(loads)
         self._turn = (self._turn + 1) % len(names)
         names = names[self._turn :] + names[: self._turn]
+        cheapest = min(loads[name].cost for name in names)
+        most = UNEVEN_RATIO * min(loads[name].requests for name in names) + UNEVEN_REQUESTS
+        names = [n for n in names if loads[n].requests <= most or loads[n].cost == cheapest]
         cached = {name: self._cached_tokens(blocks, name) for name in names}
         best = min(names, key=lambda name: (loads[name].cost - cached[name], loads[name].requests))
         self._remember(blocks, best)

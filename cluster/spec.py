@@ -311,7 +311,7 @@ class EmulateSpec(_Section):
 
 
 class SLOSpec(_Section):
-    """Service level targets; reported now, steered by once the autoscaler is on."""
+    """Service level targets: reported, and what the autoscaler holds when it is on."""
 
     ttft_s: float = Field(default=2.0, gt=0)
     """Time to first token in seconds, queueing included."""
@@ -321,6 +321,60 @@ class SLOSpec(_Section):
 
     percentile: float = Field(default=0.9, gt=0, lt=1)
     """Share of requests that must meet both."""
+
+
+class AutoscalerSpec(_Section):
+    """The controller, which changes the numbers of actors so that the targets in ``slo`` hold."""
+
+    mode: Literal["off", "advise", "on"] = "off"
+    """off: no controller. advise: it says what it would do, and does nothing. on: it acts."""
+
+    policy: str = Field(default="slo_feedback", min_length=1)
+    """What decides: the name of a policy (afflux policy list), or module:Class of your own."""
+
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """The policy's parameters; afflux policy list shows them."""
+
+    interval_s: float = Field(default=2.0, ge=0.1)
+    """Seconds between two decisions."""
+
+    window_s: float = Field(default=20.0, gt=0)
+    """Seconds of measurements that a decision rests on, fewer after a change."""
+
+    min_total: int | None = Field(default=None, ge=2)
+    """The fewest actors of both roles together; null: the sum of the pools' min."""
+
+    max_total: int | None = Field(default=None, ge=2)
+    """The most actors of both roles together; null: the sum of the pools' max. Equal to min_total
+    it fixes the budget: only the ratio moves, both roles at once or neither."""
+
+    max_step: int = Field(default=2, ge=1)
+    """The most actors of one role that one decision adds or takes away."""
+
+    cooldown_s: float = Field(default=10.0, ge=0)
+    """Seconds after a change in which nothing is changed."""
+
+    shrink_cooldown_s: float = Field(default=60.0, ge=0)
+    """Seconds after a change in which nothing shrinks, and no role goes back to where it was."""
+
+    weight_attention: float = Field(default=1.0, gt=0)
+    """Price or power of an attention actor, in any unit, for policies that weigh roles."""
+
+    weight_ffn: float = Field(default=1.0, gt=0)
+    """Price or power of an FFN actor, in the same unit."""
+
+    latencies: str | None = Field(default=None, min_length=1)
+    """File of afflux fit with the stage times to begin with; what is measured while serving takes
+    over. null begins with what emulate says, or with nothing."""
+
+    rebalance: bool = True
+    """Ask for a new placement of the experts when their imbalance costs more than moving them."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_word(cls, mode: Any) -> Any:
+        """YAML takes on and off for truth values; who writes them means the words."""
+        return {True: "on", False: "off"}[mode] if isinstance(mode, bool) else mode
 
 
 class MetricsSpec(_Section):
@@ -393,6 +447,9 @@ class ClusterSpec(_Section):
 
     slo: SLOSpec = SLOSpec()
     """What a good answer is."""
+
+    autoscaler: AutoscalerSpec = AutoscalerSpec()
+    """Who decides how many actors there are."""
 
     metrics: MetricsSpec = MetricsSpec()
     """What is measured, and where it can be read."""

@@ -2,7 +2,8 @@
 
 ``stepped`` runs on the engine's thread after every step and does little more than note a row. The
 rest are totals that engine, client, scheduler and endpoint keep anyway, read on the exporter's
-thread; a reading may be a step old. Not the place for anything of requests: the frontend sees them.
+thread; a reading may be a step old. The same rows are what ``telemetry`` tells. Not the place for
+anything of requests: the frontend sees them.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from actors.lanes import SizeTimes
 from actors.metrics import catalogue
 from actors.metrics.config import MetricsConfig
 from actors.metrics.exporter import Exporter, registry_page
 from actors.metrics.families import Distribution, Families, Reading, Rising, Value
 from actors.metrics.rows import Rows
+from actors.telemetry import STEP_COLUMNS, StepLog
 from actors.transport.hops import STAGES
 
 if TYPE_CHECKING:
@@ -29,6 +33,23 @@ _STEP = (
     "afd_attention_wait_seconds",
     "afd_attention_lanes",
 )
+_ROW = (
+    "tokens",
+    "step",
+    "compute",
+    "wait",
+    "lanes",
+    "at",
+    "requests",
+    "decoding",
+    "prefill_tokens",
+    "context",
+    "epoch",
+    "interrupted",
+    "layers",
+    "hops",
+)
+_ORDER = [_ROW.index(column) for column in STEP_COLUMNS]
 _ENGINE = (
     "afd_attention_requests_running",
     "afd_attention_requests_waiting",
@@ -69,7 +90,8 @@ class AttentionMetrics:
         who = {"model_name": config.model_name, "role": "attention", "actor_id": actor_id}
         self.families = families = Families("attention", who)
         buckets = [catalogue.of("attention")[name].buckets for name in _STEP]
-        self._rows = Rows(buckets)
+        self._log = StepLog()
+        self._rows = Rows(buckets, extra=len(_ROW) - len(_STEP), tap=self._log_rows)
         self._pause = families["afd_commit_pause_seconds"]
         families.collect_from(self._read_steps, _STEP)
         families.collect_from(self._read_engine, _ENGINE)
@@ -80,7 +102,7 @@ class AttentionMetrics:
         self._usual = SizeTimes()
         self._steps = self._interrupted = self._epoch = 0
         self._preemptions = self._queries = self._hits = 0
-        self._idle = self._ended = 0.0
+        self._idle = self._ended = self._layers = self._hops = 0.0
         self._busy = False
         self._exporter = Exporter(config.host, 0, {"/metrics": registry_page(families.registry)})
 
@@ -118,14 +140,30 @@ class AttentionMetrics:
         seconds = ended - began
         wait = min(stats.idle_seconds - self._idle, seconds)
         self._idle = stats.idle_seconds
-        tokens = client.step_tokens
-        self._rows.add(tokens, seconds, seconds - wait, wait, client.lanes)
+        tokens, load, epoch = client.step_tokens, client.step_load, client.epoch
+        layers, hops = stats.compute_seconds, stats.wait_seconds
+        self._rows.add(
+            tokens,
+            seconds,
+            seconds - wait,
+            wait,
+            client.lanes,
+            ended,
+            load[0],
+            load[1],
+            tokens - load[1],
+            load[2],
+            epoch,
+            stats.interrupted != self._interrupted,
+            layers - self._layers,
+            hops - self._hops,
+        )
+        self._layers, self._hops = layers, hops
         for message in outputs.values():
             if message.scheduler_stats is not None:
                 cache = message.scheduler_stats.prefix_cache_stats
                 self._queries += cache.queries
                 self._hits += cache.hits
-        epoch = client.epoch
         if stats.interrupted != self._interrupted:  # it waited for a table; no commit's fault
             self._interrupted = stats.interrupted
         elif epoch != self._epoch and self._epoch:
@@ -147,6 +185,43 @@ class AttentionMetrics:
 
         scheduler._preempt_request = counting
 
+    # -- whoever asks ----------------------------------------------------------------------------
+
+    def _log_rows(self, rows: np.ndarray) -> None:
+        self._log.take(rows[:, _ORDER])
+
+    def telemetry(self, since: int = 0) -> dict[str, Any]:
+        """Steps above ``since`` (see ``StepLog.since``), and what the engine is at now.
+
+        Returns:
+            besides: ``role``, ``epoch``, ``running`` and ``waiting`` requests, ``slots``,
+            ``kv_usage`` (0 to 1), ``kv_tokens`` (capacity), ``layer_count``; totals since the
+            start: ``preemptions``, ``prefix_queries``, ``prefix_hits``, and ``wire``: ``frames``,
+            ``tokens`` in them, ``hops`` that were timed, ``bytes_out``, ``bytes_back``,
+            ``seconds`` by stage (see ``transport.hops``).
+        """
+        self._rows.flush()
+        facts = {"role": "attention", **self._log.since(since)}
+        engine = self._engine
+        if engine is None:
+            nothing = dict.fromkeys(("epoch", "running", "waiting", "slots", "layer_count"), 0)
+            return facts | nothing | {"kv_usage": 0.0, "kv_tokens": 0, "wire": None}
+        running, waiting = engine.core.scheduler.get_request_counts()
+        table = engine.client.table
+        return facts | {
+            "epoch": engine.client.epoch,
+            "running": running,
+            "waiting": waiting,
+            "slots": engine.vllm_config.scheduler_config.max_num_seqs,
+            "kv_usage": engine.core.scheduler.kv_cache_manager.usage,
+            "kv_tokens": _capacity(engine),
+            "layer_count": len(table.layers) if table is not None else 0,
+            "preemptions": self._preemptions,
+            "prefix_queries": self._queries,
+            "prefix_hits": self._hits,
+            "wire": _wire(engine),
+        }
+
     # -- the exporter's threads ------------------------------------------------------------------
 
     def _read_steps(self) -> Iterator[Reading]:
@@ -157,10 +232,9 @@ class AttentionMetrics:
         if self._engine is None:
             return
         scheduler = self._engine.core.scheduler
-        cache = self._engine.vllm_config.cache_config
         running, waiting = scheduler.get_request_counts()
         usage = scheduler.kv_cache_manager.usage
-        capacity = cache.kv_cache_size_tokens or cache.num_gpu_blocks * cache.block_size
+        capacity = _capacity(self._engine)
         values = (
             running,
             waiting,
@@ -208,3 +282,24 @@ class AttentionMetrics:
             # What the split between the two ways guesses may be corrected later (``hops``).
             total = self._rising((stage,), total)
             yield Distribution("afd_transport_hop_seconds", (stage,), counts, total)
+
+
+def _capacity(engine: AttentionEngine) -> int:
+    """Context tokens that the KV cache holds."""
+    cache = engine.vllm_config.cache_config
+    return cache.kv_cache_size_tokens or cache.num_gpu_blocks * cache.block_size
+
+
+def _wire(engine: AttentionEngine) -> dict[str, Any]:
+    """Totals of all wires of an engine's endpoint; see ``AttentionMetrics.telemetry``."""
+    stats = engine.client.stats
+    totals: dict[str, Any] = {"frames": stats.frames, "tokens": stats.tokens}
+    totals |= {"hops": 0, "bytes_out": 0, "bytes_back": 0}
+    seconds = dict.fromkeys(STAGES, 0.0)
+    for traffic in engine.endpoint.traffic():
+        totals["hops"] += traffic.hops.stages["total"].count
+        totals["bytes_out"] += traffic.dispatch_bytes
+        totals["bytes_back"] += traffic.combine_bytes
+        for stage, histogram in traffic.hops.stages.items():
+            seconds[stage] += histogram.sum_us * 1e-6
+    return {**totals, "seconds": seconds}

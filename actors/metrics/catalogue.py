@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Side = Literal["frontend", "attention", "ffn", "manager"]
+Side = Literal["frontend", "attention", "ffn", "manager", "controller"]
 Kind = Literal["counter", "gauge", "histogram"]
 
 MODEL = "model_name"
 WHO = (MODEL, "role", "actor_id")
-"""Labels of everything that one process says of itself; the manager's metrics have only the first,
+"""Labels of everything that one process says of itself; manager and controller have only the first,
 because their ``role`` is the role that is counted."""
 
 # vLLM's buckets (vllm.v1.metrics.loggers), plus 1, 2.5, 5 and 7.5 ms between tokens.
@@ -83,7 +83,7 @@ class Metric:
 
 def base_labels(side: Side) -> tuple[str, ...]:
     """Labels of every series of a process."""
-    return (MODEL,) if side == "manager" else WHO
+    return (MODEL,) if side in ("manager", "controller") else WHO
 
 
 def of(side: Side) -> dict[str, Metric]:
@@ -279,4 +279,30 @@ _MANAGER = (
        "deployment", "lanes", "emulated", "dtype"),
 )  # fmt: skip
 
-METRICS: tuple[Metric, ...] = (*_FRONTEND, *_ATTENTION, *_FFN, *_SHARED, *_MANAGER)
+_CONTROLLER = (
+    _g("controller", "afd_controller_advised_actors",
+       "Actors that the policy wants, within its limits, whether or not that is done.", "role"),
+    _g("controller", "afd_controller_advised_ratio", "The same as attention per FFN actor."),
+    _c("controller", "afd_controller_decisions_total",
+       "Ticks by every reason that they gave.", "reason"),
+    _g("controller", "afd_controller_acting",
+       "1 when the controller acts, 0 when it is paused or only advises."),
+    _g("controller", "afd_controller_last_tick_timestamp_seconds", "Unix time of the last tick."),
+    _h("controller", "afd_controller_tick_seconds",
+       "Duration of a tick, from asking the actors to the decision.", CHANGE_S),
+    _g("controller", "afd_controller_telemetry_age_seconds",
+       "Age of the newest measurement at the last tick."),
+    _g("controller", "afd_controller_model_error_ratio",
+       "Median of |predicted / observed - 1| of TPOT over recent windows."),
+    _g("controller", "afd_controller_model_reliable",
+       "1 when decisions are derived from the latency model, else 0."),
+)  # fmt: skip
+
+METRICS: tuple[Metric, ...] = (
+    *_FRONTEND,
+    *_ATTENTION,
+    *_FFN,
+    *_SHARED,
+    *_MANAGER,
+    *_CONTROLLER,
+)

@@ -7,7 +7,7 @@ keep anyway. Not a place for arithmetic on rides: that is the reader's, on the e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors.metrics import catalogue
 from actors.metrics.balance import Balance
@@ -15,6 +15,7 @@ from actors.metrics.config import MetricsConfig
 from actors.metrics.exporter import Exporter, registry_page
 from actors.metrics.families import Distribution, Families, Reading, Rising, Value
 from actors.metrics.rows import Rows
+from actors.telemetry import RideSums
 
 if TYPE_CHECKING:
     from actors.ffn import FFNWorker
@@ -52,7 +53,8 @@ class FFNMetrics:
         who = {"model_name": config.model_name, "role": "ffn", "actor_id": actor_id}
         self.families = families = Families("ffn", who)
         buckets = [catalogue.of("ffn")[name].buckets for name in _RIDE]
-        self._rows = Rows(buckets, (_SECONDS, _SECONDS, 1.0))
+        self._sums = RideSums()
+        self._rows = Rows(buckets, (_SECONDS, _SECONDS, 1.0, 1.0), extra=1, tap=self._sums.take)
         self._worker: FFNWorker | None = None
         self._rising = Rising()
         self._balance = Balance()
@@ -76,6 +78,34 @@ class FFNMetrics:
     def close(self) -> None:
         """Stop serving; idempotent."""
         self._exporter.close()
+
+    def telemetry(self) -> dict[str, Any]:
+        """What the worker has done since it began, see ``RideSums.totals``.
+
+        Returns:
+            besides: ``role``, ``number`` (= ``rides``), ``frames``, ``tokens``, ``pairs``,
+            ``busy_s``, ``idle_s``, ``boarding_s``, ``queued`` frames, ``epoch`` (the oldest that
+            is served) and ``experts``: layer -> pairs by expert, about.
+        """
+        self._rows.flush()
+        facts = {"role": "ffn", "number": 0, "missed": 0, **self._sums.totals()}
+        worker = self._worker
+        if worker is None:
+            return facts
+        stats = worker.stats
+        return facts | {
+            "number": stats.rides,
+            "rides": stats.rides,
+            "frames": stats.frames,
+            "tokens": stats.tokens,
+            "pairs": stats.pairs,
+            "busy_s": worker.busy_s,
+            "idle_s": worker.idle_s,
+            "boarding_s": stats.boarding_ns / 1e9,
+            "queued": worker.queued,
+            "epoch": worker.min_epoch,
+            "experts": worker.loads(),
+        }
 
     def _read_rides(self) -> Iterator[Reading]:
         for name, (counts, total) in zip(_RIDE, self._rows.read(), strict=True):

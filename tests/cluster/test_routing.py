@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.routing import DECODE_TOKENS, Load, Router
+from cluster.routing import DECODE_TOKENS, UNEVEN_REQUESTS, Load, Router
 
 PROMPTS = st.lists(st.integers(0, 50), max_size=80)
 NAMES = st.sampled_from(["a", "b", "c", "d"])
@@ -60,6 +60,20 @@ def test_a_long_queue_beats_a_cached_prefix() -> None:
     loads[first.actor] = Load(requests=64 // DECODE_TOKENS + 1)
     second = router.choose(prompt, loads)
     assert second is not None and second.actor != first.actor
+
+
+def test_a_new_actor_is_not_left_idle_beside_a_long_cached_document() -> None:
+    router = Router(block_size=4)
+    document = list(range(4096))
+    router.choose(document, {"old": Load()})
+    others = Load(requests=UNEVEN_REQUESTS)
+    stays = router.choose(document, {"old": others, "new": Load()})
+    assert stays is not None and stays.actor == "old", "a few requests are worth the cache"
+    busy = Load(requests=UNEVEN_REQUESTS + 1)
+    first = router.choose(document, {"old": busy, "new": Load()})
+    assert first is not None and (first.actor, first.cached_tokens) == ("new", 0)
+    later = router.choose(document, {"old": busy, "new": Load(requests=1)})
+    assert later is not None and (later.actor, later.cached_tokens) == ("new", 4096)
 
 
 def test_a_block_only_counts_behind_the_same_beginning() -> None:

@@ -18,6 +18,7 @@ from actors.metrics import catalogue
 from actors.metrics.attention import AttentionMetrics
 from actors.metrics.config import MetricsConfig
 from actors.metrics.ffn import FFNMetrics
+from actors.telemetry import RIDE_COLUMNS, STEP_COLUMNS
 from actors.transport.endpoint import Endpoint
 from actors.transport.hops import STAGES
 from tests.actors.holders import DIGEST, GEOMETRY, question, table
@@ -77,7 +78,8 @@ class Pair:
             vllm_config=SimpleNamespace(
                 cache_config=SimpleNamespace(
                     kv_cache_size_tokens=None, num_gpu_blocks=10, block_size=16
-                )
+                ),
+                scheduler_config=SimpleNamespace(max_num_seqs=32),
             ),
             observer=None,
         )
@@ -107,6 +109,7 @@ class Pair:
         """All layers of one step, as the engine would take it."""
         began = time.perf_counter()
         self.client.step_tokens = tokens
+        self.client.step_load = (tokens - 3, tokens - 4, 100 * tokens)
         self.client.begin_step(1)
         self.client.begin_lane(0)
         for layer in range(LAYERS):
@@ -349,3 +352,68 @@ def test_scrapes_while_steps_run_and_membership_changes(pair):
         changing.result()
     assert scrape(pair.attention)["afd_attention_step_seconds_count",] == 150
     assert pair.worker.failure is None
+
+
+def test_telemetry_of_steps(pair):
+    before = pair.attention.telemetry()
+    assert before["number"] == 0 and before["wire"]["frames"] == 0
+    began = time.perf_counter()
+    for _ in range(3):
+        pair.step(tokens=12, busy_s=0.01)
+    told = pair.attention.telemetry()
+    assert (told["number"], told["missed"], told["epoch"]) == (3, 0, 1)
+    assert began <= told["began"] <= told["clock"]
+    steps = dict(zip(STEP_COLUMNS, told["steps"].T, strict=True))
+    assert (steps["at"] <= told["clock"]).all() and (steps["at"] > began).all()
+    assert steps["step"] == pytest.approx(steps["compute"] + steps["wait"])
+    assert (steps["compute"] >= LAYERS * 0.01).all()
+    assert (steps["layers"] >= 0.99 * (LAYERS - 1) * 0.01).all()
+    assert (steps["layers"] <= steps["compute"]).all()
+    # with one lane there is nothing else to do while a hop is waited for
+    assert steps["hops"].sum() == pytest.approx(pair.client.stats.wait_seconds)
+    assert (steps["lanes"] == 1).all() and (steps["tokens"] == 12).all()
+    assert (steps["requests"] == 9).all() and (steps["decoding"] == 8).all()
+    assert (steps["prefill_tokens"] == 4).all() and (steps["context"] == 1200).all()
+    assert (steps["epoch"] == 1).all() and not steps["interrupted"].any()
+    assert (told["running"], told["waiting"], told["slots"]) == (2, 1, 32)
+    assert (told["kv_usage"], told["kv_tokens"], told["layer_count"]) == (0.25, 160, LAYERS)
+    assert told["prefix_queries"] == 36
+    wire = told["wire"]
+    assert wire["frames"] == wire["hops"] == 3 * LAYERS and wire["tokens"] == 36 * LAYERS
+    seconds = wire["seconds"]
+    parts = sum(value for stage, value in seconds.items() if stage != "total")
+    assert parts == pytest.approx(seconds["total"], rel=0.01)
+    pair.step()
+    later = pair.attention.telemetry(told["number"])
+    assert len(later["steps"]) == 1 and later["incarnation"] == told["incarnation"]
+    seen = scrape(pair.attention)
+    assert seen["afd_attention_step_seconds_count",] == 4, "a scrape does not take from it"
+
+
+def test_telemetry_of_rides(pair):
+    assert pair.ffn.telemetry()["bins"].shape == (0, len(RIDE_COLUMNS))
+    for tokens in (8, 8, 64):
+        pair.step(tokens=tokens)
+    worker = pair.worker
+    rides = 2 * LAYERS + LAYERS * 4  # 64 tokens travel in four frames
+    while worker.stats.rides < rides or worker.stats.busy_ns == 0:
+        time.sleep(0.001)
+    told = pair.ffn.telemetry()
+    bins = dict(zip(RIDE_COLUMNS, told["bins"].sum(axis=0), strict=True))
+    stats = worker.stats
+    assert told["rides"] == told["number"] == bins["rides"] == rides
+    assert told["tokens"] == bins["tokens"] == stats.tokens == LAYERS * 80
+    assert told["pairs"] == bins["pairs"] == stats.pairs
+    assert bins["seconds"] == pytest.approx(told["busy_s"])
+    assert told["busy_s"] >= rides * 0.002
+    assert set(told["experts"]) <= set(range(LAYERS)) and told["queued"] == 0
+
+
+def test_telemetry_before_there_is_an_engine():
+    config = MetricsConfig("tiny")
+    for metrics in (AttentionMetrics(config, "attention-0"), FFNMetrics(config, "ffn-a")):
+        try:
+            told = metrics.telemetry()
+            assert told["number"] == 0 and told["began"] is None
+        finally:
+            metrics.close()

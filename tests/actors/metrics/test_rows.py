@@ -4,6 +4,7 @@ import sys
 import threading
 from bisect import bisect_left
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,20 @@ def test_nothing_is_lost_while_others_read():
         reader.join()
     assert rows.read() == [([0, 0, 20_000, 0], 60_000.0), ([0, 20_000, 0], 60_000.0)]
     assert max(seen) <= 20_000
+
+
+def test_the_tap_gets_every_row_once_and_whole():
+    seen = []
+    rows = Rows(EDGES, (1e-9, 1.0, 1.0), extra=1, tap=seen.append)
+    for number in range(1_500):
+        rows.add(1e9, 0.5, number)
+    assert sum(map(len, seen)) >= 512, "without being asked, once the ring is full"
+    rows.flush()
+    rows.flush()
+    every = np.concatenate(seen)
+    assert every[:, 2].tolist() == list(range(1_500))
+    assert (every[:, :2] == (1.0, 0.5)).all()
+    assert len(rows.read()) == 2
 
 
 def test_a_row_leaves_nothing_behind():
