@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,7 +92,7 @@ def annotate(
     name: Name = DEFAULT_NAME,
     address: Address = None,
 ) -> None:
-    """Mark every change and failure of a deployment on the dashboards, until Ctrl-C."""
+    """Mark every change, decision and failure of a deployment on the dashboards, until Ctrl-C."""
     from dashboards.annotate import Annotator, follow
 
     annotator = Annotator(url, os.environ.get(_TOKEN, ""))
@@ -110,8 +111,12 @@ _Reports = Iterable[Mapping[str, Any]]
 
 def _looks(
     name: str, address: str | None, once: bool, interval: float
-) -> Iterator[tuple[_Reports, _Reports]]:
-    """Changes and new events, again and again over one connection; a manager away is waited for."""
+) -> Iterator[tuple[_Reports, _Reports, _Reports]]:
+    """Changes, new events and decisions, again and again over one connection.
+
+    A manager or controller that is away is waited for.
+    """
+    from cluster import companion
     from cluster.connection import ASK_S, ManagerAway, get, manager_of
 
     with manager_of(name, address) as manager:
@@ -126,7 +131,13 @@ def _looks(
                     raise
                 changes, events, seen = [], [], 0  # a new manager counts its events anew
             seen += len(events)
-            yield [one.model_dump() for one in changes], [one.model_dump() for one in events]
+            decisions = []
+            controller = companion.find(name)
+            if controller is not None:
+                with suppress(ManagerAway):
+                    decisions = get(controller.decisions.remote(0, _HISTORY, True), ASK_S)
+            dumped = ([one.model_dump() for one in part] for part in (changes, events, decisions))
+            yield tuple(dumped)  # type: ignore[misc]
             if once:
                 return
             time.sleep(interval)

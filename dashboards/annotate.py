@@ -18,6 +18,7 @@ from dashboards.frame import CHANGE_TAG, FAILURE_TAG, TAG
 from dashboards.grafana import connect, explained
 
 Written = Literal["created", "updated", "unchanged"]
+Reports = Iterable[Mapping[str, Any]]
 
 _PHASES = ("prepare", "commit", "release")
 _AFTER_LOSSES = ("repair", "replace")
@@ -79,6 +80,23 @@ def of_loss(deployment: str, event: Mapping[str, Any], at_s: float) -> Annotatio
     return Annotation(key, at, at, tags, f"{event['actor']} was lost{why}")
 
 
+def of_decision(deployment: str, report: Mapping[str, Any]) -> Annotation | None:
+    """What the controller ordered, and why, as an annotation; None where it ordered nothing.
+
+    Args:
+        report: a ``DecisionReport`` of ``autoscaler.journal`` as a dictionary.
+    """
+    if report["target"] is None and not report["rebalance"]:
+        return None
+    at = round(report["time"] * 1000)
+    key = f"{deployment}:decision:{at}"
+    wanted = f"{report['there']} -> {report['target']}" if report["target"] else "rebalance"
+    reasons = ", ".join(str(reason) for reason in report["reasons"])
+    parts = [f"{report['policy']}: {wanted} ({reasons})", report["detail"], report["outcome"]]
+    tags = (TAG, CHANGE_TAG, deployment, "decision", key)
+    return Annotation(key, at, at, tags, "; ".join(filter(None, parts)))
+
+
 class Annotator:
     """Writes annotations to one Grafana.
 
@@ -124,7 +142,7 @@ class Annotator:
 
 def follow(
     deployment: str,
-    looks: Iterable[tuple[Iterable[Mapping[str, Any]], Iterable[Mapping[str, Any]]]],
+    looks: Iterable[tuple[Reports, Reports, Reports]],
     annotator: Annotator,
     clock: Callable[[], float],
     on_written: Callable[[Annotation, Written], None] = lambda annotation, written: None,
@@ -132,12 +150,14 @@ def follow(
     """Write what is seen, look after look, until there are no more looks.
 
     Args:
-        looks: each the change reports of now, and the events since the look before.
+        looks: each the change reports of now, the events since the look before, and the
+            controller's decisions that ordered something.
         clock: Unix time, for events.
         on_written: told of what was created or updated.
     """
-    for changes, events in looks:
+    for changes, events, decisions in looks:
         marks = [of_change(deployment, report) for report in changes]
+        marks += [of_decision(deployment, report) for report in decisions]
         marks += [of_loss(deployment, event, clock()) for event in events]
         for mark in marks:
             if mark is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.frame import Row, dashboard, deployment_variables
@@ -22,28 +21,16 @@ def build() -> models.Dashboard:
         "Who serves and who should: actors by role, the ratio, every change with its phases, what "
         "was lost and how long until it was replaced, and what it costs. Changes and failures are "
         "marked on every graph once afflux dashboards annotate runs.",
-        [*deployment_variables(), _advised()],
+        deployment_variables(),
         [
             Row("Now", _now()),
             Row("Actors and ratio", _actors()),
+            Row("Controller", _controller()),
             Row("Changes", _changes()),
             Row("Losses and recovery", _losses()),
             Row("Cost", _cost()),
             Row("Manager, versions and settings", _manager()),
         ],
-    )
-
-
-def _advised() -> builders.TextBoxVariable:
-    return (
-        builders.TextBoxVariable("advised")
-        .label("Advised A/F")
-        .description(
-            "Attention actors per FFN actor that afflux size advises for your workload; drawn "
-            "beside the real ratio. NaN draws nothing."
-        )
-        .default_value("NaN")
-        .current(models.VariableOption(selected=True, text="NaN", value="NaN"))
     )
 
 
@@ -116,12 +103,12 @@ def _actors() -> list[AnyPanel]:
         lines(
             "Attention actors per FFN actor",
             "The ratio that serves, the one that is wanted (by you or a policy), and the one that "
-            "afflux size advises, if you enter it at the top. Ready and wanted apart for long: "
+            "the policy advises (autoscaler.mode advise or on). Ready and wanted apart for long: "
             "the change fails; see the changes below.",
             "short",
             Query(most(series("afd_attention_ffn_ratio")), "ready"),
             Query(most(series("afd_attention_ffn_target_ratio")), "wanted", "wanted"),
-            Query("vector($advised)", "advised", "limit"),
+            Query(most(series("afd_controller_advised_ratio")), "advised", "limit"),
             stepped=True,
             width=8,
         ),
@@ -144,6 +131,78 @@ def _actors() -> list[AnyPanel]:
             Query(total(series("afd_warm_workers_target")), "wanted", "wanted"),
             stepped=True,
             width=8,
+        ),
+    ]
+
+
+def _controller() -> list[AnyPanel]:
+    return [
+        lines(
+            "Advised actors",
+            "Actors that the policy wants within its limits, by role. Apart from the ready ones "
+            "for long: afflux policy log says whether it is paused, only advises, or waits.",
+            "short",
+            Query(most(series("afd_controller_advised_actors"), "role"), "{{role}}"),
+            stepped=True,
+            width=8,
+        ),
+        lines(
+            "Decisions by reason",
+            "Ticks of the controller by every reason that they gave. as_it_is: all is well. "
+            "stale_data, policy_failed, manager_away: it can't see or decide; its log says more.",
+            "short",
+            Query(
+                f"round({total(increase('afd_controller_decisions_total'), 'reason')}) > 0",
+                "{{reason}}",
+            ),
+            bars=True,
+            width=16,
+        ),
+        lines(
+            "Since the last tick",
+            "The controller decides every autoscaler.interval_s. Growing: it hangs or is gone; "
+            "serving goes on, but nobody changes the ratio.",
+            "s",
+            Query(
+                f"time() - {most(series('afd_controller_last_tick_timestamp_seconds'))}",
+                "since the last tick",
+            ),
+            Query(most(series("afd_controller_telemetry_age_seconds")), "age of its measurements"),
+            limits=((30, RED),),
+            width=8,
+        ),
+        lines(
+            "Duration of a tick",
+            "From asking the actors to the decision. Near autoscaler.interval_s: actors answer "
+            "slowly, or the model is refitted on a machine without a core to spare.",
+            "s",
+            Query(quantile(0.5, "afd_controller_tick_seconds"), "p50"),
+            Query(quantile(0.99, "afd_controller_tick_seconds"), "p99"),
+            width=8,
+        ),
+        lines(
+            "Error of the latency model",
+            "Median of |predicted / observed - 1| of TPOT over recent windows. Policies that "
+            "derive numbers from the model wait while it is not reliable: afflux model show says "
+            "why.",
+            "percentunit",
+            Query(most(series("afd_controller_model_error_ratio")), "error"),
+            limits=((0.25, RED),),
+            width=8,
+        ),
+        number(
+            "Model reliable",
+            "1 while decisions are derived from the latency model.",
+            "short",
+            Query(most(series("afd_controller_model_reliable"))),
+            width=12,
+        ),
+        number(
+            "Controller acts",
+            "1: it changes the numbers of actors. 0: it is paused or only advises.",
+            "short",
+            Query(most(series("afd_controller_acting"))),
+            width=12,
         ),
     ]
 

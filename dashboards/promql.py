@@ -18,7 +18,6 @@ from actors.errors import AffluxError
 SAMPLES: Mapping[str, str] = {
     "__rate_interval": "1m",
     "__range": "30m",
-    "advised": "1",
 }
 """Values of Grafana's variables with which an expression means what it usually means; any other
 variable is a choice of label values, where ``.+`` is All."""

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from afflux.dashboards import _looks
 from afflux.main import app
-from cluster import connection
+from cluster import companion, connection
 from cluster.status import ActorEvent, ChangeReport
 from dashboards import promtool
 from tests.dashboards.stub_grafana import TOKEN, StubGrafana
@@ -37,7 +37,7 @@ def test_check_passes_and_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(promtool, "problems", lambda texts: given.extend(texts) or [])
     result = run(app, ["dashboards", "check"])
     assert result.exit_code == 0, result.output
-    assert "4 dashboards, 11 alerts" in result.output
+    assert "4 dashboards, 12 alerts" in result.output
     assert "alert tests run" in result.output
     assert f"{len(given)} expressions" in result.output
 
@@ -103,6 +103,7 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
 
     monkeypatch.setattr(connection, "manager_of", manager_of)
     monkeypatch.setattr(connection, "get", fake.get)
+    monkeypatch.setattr(companion, "find", lambda name: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("GRAFANA_TOKEN", TOKEN)
     return fake
@@ -119,10 +120,10 @@ def test_annotate_once_writes_changes_and_no_events_of_unknown_time(manager: Man
 
 def test_annotate_goes_on_over_a_manager_that_restarts(manager: Manager) -> None:
     looks = _looks("mine", None, once=False, interval=0.0)
-    assert [len(list(part)) for part in next(looks)] == [1, 0]
+    assert [len(list(part)) for part in next(looks)] == [1, 0, 0]
     manager.add(ActorEvent(actor="ffn-1", role="ffn", state="failed", number=2))
     assert [one["actor"] for one in next(looks)[1]] == ["ffn-1"]
     manager.away = True
-    assert next(looks) == ([], [])
+    assert next(looks) == ([], [], [])
     manager.away = False
     assert next(looks)[0]

@@ -27,7 +27,7 @@ class Process:
     def __init__(self, side: Side, actor: str = "", model: str = "verse"):
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model}
-        if side != "manager":
+        if side not in ("manager", "controller"):
             self._labels |= {"role": side, "actor_id": actor}
         self._metrics: dict[str, Any] = {}
         for name, metric in catalogue.of(side).items():
@@ -51,6 +51,7 @@ class Deployment:
 
     def __init__(self, attention: int = 1, ffn: int = 2):
         self.manager = Process("manager")
+        self.controller = Process("controller")
         self.frontend = Process("frontend", "frontend-0")
         self.attention = [Process("attention", f"attention-{n}") for n in range(attention)]
         self.ffn = [Process("ffn", f"ffn-{n}") for n in range(ffn)]
@@ -62,7 +63,8 @@ class Deployment:
     def pages(self) -> dict[str, Process]:
         """By path."""
         every = [self.frontend, *self.attention, *self.ffn]
-        return {"/metrics": self.manager, **{f"/{one.actor}": one for one in every}}
+        alone = {"/metrics": self.manager, "/controller": self.controller}
+        return {**alone, **{f"/{one.actor}": one for one in every}}
 
     def discovery(self) -> list[dict[str, Any]]:
         """As the manager serves it, but with one port for all, told apart by path."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.status import ActorEvent, ChangeReport
-from dashboards.annotate import Annotation, Annotator, follow, of_change, of_loss
+from dashboards.annotate import Annotation, Annotator, follow, of_change, of_decision, of_loss
 from dashboards.grafana import GrafanaError
 from tests.dashboards.stub_grafana import TOKEN, StubGrafana
 
@@ -94,6 +94,26 @@ def test_a_loss_is_a_moment() -> None:
     assert of_loss("d", event(actor="", role=None), 50.0) is None
 
 
+def test_a_decision_says_why() -> None:
+    decision = {
+        "time": 70.0,
+        "policy": "slo_feedback",
+        "there": "2A2F",
+        "target": "3A2F",
+        "rebalance": False,
+        "reasons": ["slo_missed", "step_capped"],
+        "detail": "TPOT 0.3 s",
+        "outcome": "",
+    }
+    mark = of_decision("d", decision)
+    assert mark is not None and mark.begin_ms == mark.end_ms == 70_000
+    assert mark.text == "slo_feedback: 2A2F -> 3A2F (slo_missed, step_capped); TPOT 0.3 s"
+    assert "change" in mark.tags and "decision" in mark.tags
+    assert of_decision("d", {**decision, "target": None}) is None
+    moved = of_decision("d", {**decision, "target": None, "rebalance": True})
+    assert moved is not None and "rebalance" in moved.text
+
+
 def test_written_once_even_by_another_process(grafana: StubGrafana) -> None:
     mark = of_change("d", report())
     assert mark is not None
@@ -116,9 +136,9 @@ def test_written_once_even_by_another_process(grafana: StubGrafana) -> None:
 def test_a_change_under_way_gets_its_end(grafana: StubGrafana) -> None:
     told: list[tuple[str, str]] = []
     looks = [
-        ([report(phase="prepare", seconds={}, epoch=None, started=())], []),
-        ([report(phase="commit", seconds={"prepare": 2.0}, epoch=None)], [event()]),
-        ([report()], []),
+        ([report(phase="prepare", seconds={}, epoch=None, started=())], [], []),
+        ([report(phase="commit", seconds={"prepare": 2.0}, epoch=None)], [event()], []),
+        ([report()], [], []),
     ]
     follow(
         "d",

@@ -142,7 +142,7 @@ def test_life(tmp_path, template):
 
             def up() -> bool:
                 found = [one for one in local.targets(running) if one.job == "afflux"]
-                return len(found) == 5 and all(one.health == "up" for one in found)
+                return len(found) == 6 and all(one.health == "up" for one in found)
 
             until(up)
             epoch = until(

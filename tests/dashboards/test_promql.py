@@ -57,10 +57,10 @@ def test_what_is_none_is_refused(text: str) -> None:
 
 
 def test_variables() -> None:
-    text = 'rate(up{job=~"$job", a="${b}"}[$__rate_interval]) * $advised'
-    assert variables(text) == {"job", "b", "__rate_interval", "advised"}
-    assert substitute(text) == 'rate(up{job=~".+", a=".+"}[1m]) * 1'
-    given = {"job": "afflux", "b": "c", "__rate_interval": "20s", "advised": "2"}
+    text = 'rate(up{job=~"$job", a="${b}"}[$__rate_interval]) * $__range'
+    assert variables(text) == {"job", "b", "__rate_interval", "__range"}
+    assert substitute(text) == 'rate(up{job=~".+", a=".+"}[1m]) * 30m'
+    given = {"job": "afflux", "b": "c", "__rate_interval": "20s", "__range": "2"}
     assert substitute(text, given) == 'rate(up{job=~"afflux", a="c"}[20s]) * 2'
 
 

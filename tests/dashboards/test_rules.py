@@ -37,6 +37,7 @@ def test_every_alert_of_the_issue_is_there() -> None:
         "AffluxSLOBurnFast",
         "AffluxSLOBurnSlow",
         "AffluxControllerStalled",
+        "AffluxManagerStalled",
         "AffluxScaleFailing",
         "AffluxActorCrashLoop",
         "AffluxFFNImbalance",

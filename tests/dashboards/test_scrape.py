@@ -26,7 +26,7 @@ def url(deployment: Deployment) -> Iterator[str]:
 
 def test_reads_every_page_of_ours(deployment, url):
     scrape = Scraper(url).scrape()
-    assert len(scrape.targets) == 5 and not scrape.missing  # vLLM's page is another job's
+    assert len(scrape.targets) == 6 and not scrape.missing  # vLLM's page is another job's
     assert scrape.series["afd_epoch"] == {(("model_name", "verse"),): 4.0}
     who = {dict(labels)["actor_id"] for labels in scrape.series["afd_table_epoch"]}
     assert who == {"attention-0", "ffn-0", "ffn-1"}
@@ -34,7 +34,7 @@ def test_reads_every_page_of_ours(deployment, url):
 
 def test_all_jobs(deployment, url):
     scrape = Scraper(url, jobs=None).scrape()
-    assert len(scrape.targets) == 6
+    assert len(scrape.targets) == 7
     assert list(scrape.missing.values()) == ["HTTP 500"]  # nobody serves vLLM's page here
 
 
