@@ -197,3 +197,110 @@ def metrics(
 
     report = benchmark.run(json_file, batch=batch, tokens=tokens, count=pairs)
     raise typer.Exit(0 if report["summary"]["within_target"] else 1)
+
+
+@app.command(
+    epilog="Starts a deployment of 8 emulated devices. Every policy begins with 4 attention and 4 "
+    "FFN actors; then the scenario is repeated with each split of the budget fixed. shift: chat, "
+    "then long contexts, then chat; mix: five phases; steady: one kind; trace: --trace FILE. "
+    "Emulated: stage times are modelled, everything else is real. Takes the deployment down. Exit "
+    "code 1 when a policy lost a request, changed more than twice in a phase, went back and forth, "
+    "or held the targets for fewer requests than the best static split."
+)
+def slo(
+    scenario: Annotated[str, typer.Option(help="shift, mix, steady or trace.")] = "shift",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="POLICY|SPLIT", help="Run this alone: a policy, 3A5F, or static."
+        ),
+    ] = None,
+    duration: Annotated[
+        float, typer.Option(min=1.0, help="Seconds of steady; the most of a trace.")
+    ] = 600.0,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Azure CSV or Mooncake JSONL, for --scenario trace."),
+    ] = None,
+    speed: Annotated[float, typer.Option(help="Times faster than the trace was recorded.")] = 1.0,
+    quick: Annotated[bool, typer.Option("--quick", help="Phases of a third, for a look.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the requests.")] = 0,
+    json_file: JsonFile = None,
+    png_file: PngFile = None,
+    warm_workers: Warm = 2,
+    set_: Overrides = None,
+) -> None:
+    """Hold the targets while the load shifts: policies beside every static split."""
+    from benchmarks import scenarios, slo_runs
+    from benchmarks import slo as benchmark
+    from planner.errors import PlannerError
+    from planner.traces import read_trace
+
+    try:
+        slo_runs.plan(only or ())
+        if scenario == scenarios.TRACE:
+            if trace is None:
+                raise typer.BadParameter("give the file with --trace", param_hint="'--scenario'")
+            drawn = scenarios.from_trace(
+                read_trace(trace), speed=speed, room=benchmark.ROOM, limit_s=duration
+            )
+        else:
+            phases = scenarios.phases_of(scenario, quick=quick, duration=duration)
+            drawn = scenarios.draw(scenario, phases, seed=seed, room=benchmark.ROOM)
+    except (ValueError, PlannerError) as error:
+        raise typer.BadParameter(str(error)) from None
+    report = benchmark.run(
+        drawn,
+        json_file,
+        png_file,
+        only=only or (),
+        warm_workers=warm_workers,
+        overrides=set_ or (),
+    )
+    raise typer.Exit(0 if report["summary"].get("holds", True) else 1)
+
+
+@app.command(
+    epilog="Needs the recorded traces in ../shared/data, or in --traces. Every trace's hour is "
+    "made into a day: how the rate moves over it is assumed, and said with the result. All fixed "
+    "numbers of actors are simulated until the best is found, then the policies. Takes tens of "
+    "minutes; needs no deployment. Exit code 1 when a trace has no policy within a point of the "
+    "best fixed numbers at 30 % fewer actor-seconds."
+)
+def autoscale(
+    trace: Annotated[
+        list[str] | None, typer.Option("--trace", help="azure or mooncake; repeatable.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", help="What to try; repeatable.")
+    ] = None,
+    hours: Annotated[
+        float, typer.Option(min=0.01, max=24.0, help="Of the day, from midnight.")
+    ] = 24.0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes; without it one per core.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the day.")] = 0,
+    traces: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the recorded traces are.")
+    ] = None,
+    json_file: JsonFile = None,
+    png_file: PngFile = None,
+) -> None:
+    """Policies over a simulated day, beside the best fixed numbers of actors in hindsight."""
+    from afflux.progress import WorkProgress
+    from benchmarks import autoscale as benchmark
+
+    with WorkProgress() as progress:
+        report = benchmark.run_days(
+            json_file,
+            png_file,
+            cases=trace or (),
+            policies=policy or (),
+            hours=hours,
+            jobs=jobs,
+            seed=seed,
+            traces=traces,
+            progress=progress,
+        )
+    raise typer.Exit(0 if report["summary"]["met"] else 1)

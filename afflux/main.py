@@ -17,10 +17,13 @@ from afflux import (
     change,
     dashboards,
     fit,
+    model,
     observe,
+    policy,
     simulate,
     size,
     spec,
+    telemetry,
     top,
     up,
 )
@@ -87,7 +90,10 @@ app.command("top")(top.top)
 app.command("size", epilog=size.EPILOG)(size.size)
 app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
 app.command("fit", epilog=fit.EPILOG)(fit.fit)
+app.add_typer(policy.app, name="policy")
+app.add_typer(model.app, name="model")
 app.add_typer(spec.app, name="spec")
 app.add_typer(observe.app, name="observe")
+app.add_typer(telemetry.app, name="telemetry")
 app.add_typer(dashboards.app, name="dashboards")
 app.add_typer(bench.app, name="bench")

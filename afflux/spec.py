@@ -20,10 +20,11 @@ def check(
     from rich.console import Console
 
     from afflux.tables import print_spec
-    from cluster import preflight
+    from cluster import companion, preflight
     from cluster.spec import load_spec
 
     wanted = load_spec(file, set_ or [])
+    companion.check(wanted)
     preflight.check_engine_args(wanted)
     checkpoint = preflight.check_model(wanted, file) if model else None
     print_spec(Console(), wanted, checkpoint)

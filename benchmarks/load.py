@@ -13,7 +13,7 @@ import multiprocessing
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,10 +47,16 @@ OPENINGS = (
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask: greedy, exactly ``max_tokens`` tokens."""
+    """One thing to ask: greedy, exactly ``max_tokens`` tokens.
 
-    prompt: str
+    Args:
+        prompt: text, or token ids.
+        at: seconds from the start of an open loop; a closed loop does not look at it.
+    """
+
+    prompt: str | tuple[int, ...]
     max_tokens: int
+    at: float = 0.0
 
 
 @dataclass
@@ -104,6 +110,7 @@ class Load:
         url: of the server, without ``/v1``.
         model: the name it serves the model under.
         key: an API key, or None.
+        extra: further fields of every request's body.
     """
 
     def __init__(
@@ -116,17 +123,24 @@ class Load:
         minimum: int = 0,
         key: str | None = None,
         stall_s: float = STALL_S,
+        extra: Mapping[str, Any] | None = None,
     ):
         self._streams: list[Stream] | None = None
         context = multiprocessing.get_context("spawn")
         self._counts = context.Array("q", 4, lock=False)  # as in Progress
         self._pipe, theirs = context.Pipe()
-        given = (tuple(requests), concurrency, minimum, key, stall_s)
+        given = (tuple(requests), concurrency, minimum, key, stall_s, dict(extra or {}))
         self._process = context.Process(
-            target=_process, args=(theirs, self._counts, url, model, *given), daemon=True
+            target=_process,
+            args=(self._driver(), theirs, self._counts, url, model, *given),
+            daemon=True,
         )
         self._process.start()
         theirs.close()
+
+    def _driver(self) -> type[Driver]:
+        """What runs in the process."""
+        return Driver
 
     def progress(self) -> Progress:
         """How far it is.
@@ -195,10 +209,10 @@ class Load:
 # -- inside the process ----------------------------------------------------------------------------
 
 
-def _process(pipe: Any, counts: Any, *arguments: Any) -> None:
+def _process(driver: type[Driver], pipe: Any, counts: Any, *arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the benchmark's to handle
     try:
-        pipe.send(asyncio.run(_Driver(pipe, counts, *arguments).run()))
+        pipe.send(asyncio.run(driver(pipe, counts, *arguments).run()))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
 
@@ -206,7 +220,7 @@ def _process(pipe: Any, counts: Any, *arguments: Any) -> None:
 _SENT, _COMPLETED, _FAILED, _TOKENS = range(4)
 
 
-class _Driver:
+class Driver:
     """The closed loop."""
 
     def __init__(
@@ -220,6 +234,7 @@ class _Driver:
         minimum: int,
         key: str | None,
         stall_s: float,
+        extra: dict[str, Any],
     ):
         self._pipe = pipe
         self._counts = counts
@@ -230,6 +245,7 @@ class _Driver:
         self._minimum = minimum
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._stall_s = stall_s
+        self._extra = extra
         self._streams: list[Stream] = []
         self._stopping = False
         # A clock that is never set back, and that other processes can compare with theirs
@@ -246,26 +262,35 @@ class _Driver:
         async with aiohttp.ClientSession(
             timeout=timeout, connector=connector, headers=self._headers
         ) as session:
-            await asyncio.gather(*(self._worker(session) for _ in range(self._concurrency)))
+            await self._all(session)
         listener.cancel()
         return self._streams
 
+    async def _all(self, session: aiohttp.ClientSession) -> None:
+        """Sends everything; returns when all streams have ended."""
+        await asyncio.gather(*(self._worker(session) for _ in range(self._concurrency)))
+
     async def _worker(self, session: aiohttp.ClientSession) -> None:
         while not self._stopping or len(self._streams) < self._minimum:
-            stream = Stream(asked=len(self._streams) % len(self._requests), sent=self._now())
-            self._streams.append(stream)
-            self._counts[_SENT] += 1
-            request = self._requests[stream.asked]
-            try:
-                await self._stream(session, request, stream)
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                stream.error = f"{type(error).__name__}: {error}".rstrip(": ")
-            if not stream.error and len(stream.tokens) != request.max_tokens:
-                stream.error = f"{len(stream.tokens)} of {request.max_tokens} tokens came"
-            stream.ended = self._now()
-            self._counts[_FAILED if stream.error else _COMPLETED] += 1
+            stream = await self._one(session, len(self._streams) % len(self._requests))
             if stream.error:
                 await asyncio.sleep(0.2)  # a server that refuses everything is not hammered
+
+    async def _one(self, session: aiohttp.ClientSession, index: int) -> Stream:
+        """The request of that place, from sending to its end."""
+        stream = Stream(asked=index, sent=self._now())
+        self._streams.append(stream)
+        self._counts[_SENT] += 1
+        request = self._requests[index]
+        try:
+            await self._stream(session, request, stream)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            stream.error = f"{type(error).__name__}: {error}".rstrip(": ")
+        if not stream.error and len(stream.tokens) != request.max_tokens:
+            stream.error = f"{len(stream.tokens)} of {request.max_tokens} tokens came"
+        stream.ended = self._now()
+        self._counts[_FAILED if stream.error else _COMPLETED] += 1
+        return stream
 
     async def _stream(
         self, session: aiohttp.ClientSession, request: Request, stream: Stream
@@ -278,6 +303,7 @@ class _Driver:
             "ignore_eos": True,
             "return_token_ids": True,
             "stream": True,
+            **self._extra,
         }
         async with session.post(self._url, json=body) as answer:
             if answer.status != 200:

@@ -11,19 +11,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from planner.admission import Admission
+from planner.asking import Asking
 from planner.clock import Clock
-from planner.control import Policy, Snapshot, Target
+from planner.control import Policy, Target
 from planner.errors import PlannerError
 from planner.events import Failure, Scale
 from planner.members import Member, Worker
 from planner.records import Meter
-from planner.steps import Steps, fewest, mean
+from planner.staff import Staff
+from planner.steps import Steps, fewest
 
 if TYPE_CHECKING:
     from planner.simulator import Cluster
-
-PATIENCE = 1000
-"""Questions to a policy with nothing left to happen before the run is taken for stalled."""
 
 
 class Changes:
@@ -35,12 +34,21 @@ class Changes:
         steps: where the workers are.
         admission: gives requests to new workers, and those of old ones to others.
         meter: what a policy is told.
+
+    Attributes:
+        done: (time, what) of all that was carried out.
+        staff: workers over time.
+        changed: when the workers that serve last became others; what was measured before is about
+            another system.
     """
 
     def __init__(
         self, cluster: Cluster, clock: Clock, steps: Steps, admission: Admission, meter: Meter
     ):
         self.done: list[tuple[float, str]] = []
+        self.staff: list[Staff] = []
+        self.changed = 0.0
+        self._cluster = cluster
         self._times = cluster.changes
         self._clock = clock
         self._steps = steps
@@ -72,9 +80,14 @@ class Changes:
         """A new attention worker serves from now on."""
         self._admission.add_worker(self._born)
         self._born += 1
+        self._count()
 
     def schedule(
-        self, events: Sequence[Scale | Failure], policy: Policy | None, interval: float | None
+        self,
+        events: Sequence[Scale | Failure],
+        policy: Policy | None,
+        interval: float | None,
+        window: float | None = None,
     ) -> None:
         """Asks the clock for what will happen."""
         for event in events:
@@ -83,7 +96,8 @@ class Changes:
             else:
                 self._clock.at(event.at, self._fail, event)
         if policy is not None and interval is not None:
-            _Control(policy, interval, self._clock, self._steps, self._admission, self._meter, self)
+            parts = (self._cluster, self._clock, self._steps, self._admission, self._meter, self)
+            Asking(policy, interval, window, *parts)
 
     # -- planned changes --------------------------------------------------------------------------
 
@@ -114,6 +128,7 @@ class Changes:
             self._ffn_change += 1
             subject = (self._ffn_change, target.ffn)
             self._clock.at(self._clock.now + self._times.prepare_ffn, self._commit_ffn, subject)
+        self._count()
 
     def _set_attention(self, target: int) -> None:
         more = target - self.attention - self.attention_preparing
@@ -138,6 +153,7 @@ class Changes:
             return
         self._note(f"+{preparation.count} attention")
         self._pause()
+        self.changed = self._clock.now
         for _ in range(preparation.count):
             self.add_worker()
 
@@ -147,6 +163,8 @@ class Changes:
             return  # another target came meanwhile
         self._note(f"{self._steps.ffn.count} -> {count} ffn")
         self._steps.ffn.set_count(count, self._clock.now + self._times.commit_pause)
+        self.changed = self._clock.now
+        self._count()
 
     def _pause(self) -> None:
         until = self._clock.now + self._times.commit_pause
@@ -155,6 +173,7 @@ class Changes:
     def _retire(self, worker: Worker) -> None:
         """Takes nothing new; goes when it is empty, or gives up the rest at the deadline."""
         worker.draining = True
+        self.changed = self._clock.now
         self._note(f"draining attention {worker.index}")
         if not worker.held:
             self._remove(worker)
@@ -181,6 +200,7 @@ class Changes:
         if not worker.gone:
             self._note(f"-1 attention (worker {worker.index})")
             self._steps.remove(worker)
+            self._count()
 
     # -- losses -----------------------------------------------------------------------------------
 
@@ -209,6 +229,8 @@ class Changes:
         self._note(f"noticed that attention {worker.index} is lost")
         worker.draining = True
         self._steps.remove(worker)
+        self.changed = self._clock.now
+        self._count()
         self._admission.give_up(worker, worker.members)
         self._admission.place()
 
@@ -224,6 +246,26 @@ class Changes:
             self._ffn_target -= 1
         blocked = self._clock.now + failure.detect + failure.recover
         self._steps.ffn.set_count(self._steps.ffn.count - 1, blocked)
+        self.changed = self._clock.now
+        self._count()
+
+    # -- records ----------------------------------------------------------------------------------
+
+    def _count(self) -> None:
+        """Takes note of who is there now."""
+        attention, ffn = self.attention, self._steps.ffn.count
+        entry = Staff(
+            self._clock.now,
+            attention,
+            self.attention_preparing,
+            len(self._steps.workers) - attention,
+            ffn,
+            max(0, self.ffn_preparing),
+        )
+        if self.staff and self.staff[-1].at == entry.at:
+            self.staff.pop()
+        if not self.staff or self.staff[-1][1:] != entry[1:]:
+            self.staff.append(entry)
 
     def _note(self, text: str) -> None:
         self.done.append((self._clock.now, text))
@@ -234,79 +276,3 @@ class _Preparation:
 
     def __init__(self, count: int):
         self.count = count
-
-
-class _Control:
-    """Asks a policy at intervals, and hands on what it says."""
-
-    def __init__(
-        self,
-        policy: Policy,
-        interval: float,
-        clock: Clock,
-        steps: Steps,
-        admission: Admission,
-        meter: Meter,
-        changes: Changes,
-    ):
-        self._policy = policy
-        self._interval = interval
-        self._clock = clock
-        self._steps = steps
-        self._admission = admission
-        self._meter = meter
-        self._changes = changes
-        self._since = 0.0
-        self._work = (0.0, 0.0, 0.0, 0.0)
-        self._batches = (0, 0, 0)
-        self._patience = PATIENCE
-        clock.at(interval, self._ask)
-
-    def _ask(self, _: None) -> None:
-        # With nothing else due only the policy can set things going again.
-        self._patience = self._patience - 1 if self._clock.idle else PATIENCE
-        target = self._policy.decide(self._snapshot())
-        if target is not None:
-            self._changes.set_target(target)
-        if self._patience or not self._clock.idle:
-            self._clock.at(self._clock.now + self._interval, self._ask)
-
-    def _snapshot(self) -> Snapshot:
-        now, steps, changes = self._clock.now, self._steps, self._changes
-        window = now - self._since
-        tally = self._meter.fresh_window()
-        work = steps.work()
-        attention_busy, attention_there, ffn_busy, ffn_there = (
-            new - old for new, old in zip(work, self._work, strict=True)
-        )
-        totals = (steps.batches, steps.batch_requests, steps.batch_tokens)
-        batches, requests, tokens = (
-            new - old for new, old in zip(totals, self._batches, strict=True)
-        )
-        self._since, self._work, self._batches = now, work, totals
-        return Snapshot(
-            now=now,
-            window=window,
-            attention=changes.attention,
-            ffn=steps.ffn.count,
-            attention_preparing=changes.attention_preparing,
-            attention_draining=len(steps.workers) - changes.attention,
-            ffn_preparing=changes.ffn_preparing,
-            running=sum(worker.held for worker in steps.workers),
-            waiting=self._admission.waiting,
-            arrival_rate=tally.arrived / window,
-            rejected=tally.rejected,
-            tokens_rate=tally.tokens / window,
-            completed=tally.completed,
-            ttft=tally.ttft.percentiles(),
-            tpot=tally.tpot.percentiles(),
-            itl=tally.itl.percentiles(),
-            attention_busy=mean(attention_busy, attention_there),
-            ffn_busy=mean(ffn_busy, ffn_there),
-            batch=mean(requests, batches),
-            kv_tokens=mean(tokens, batches),
-            theta=tally.sums.theta,
-            nu2=tally.sums.nu2,
-            prompt_mean=mean(tally.sums.prompt, tally.sums.count),
-            output_mean=mean(tally.sums.output, tally.sums.count),
-        )

@@ -54,6 +54,10 @@ class Snapshot:
         nu2: the variance that belongs to it, m2 - theta^2 (same source).
         prompt_mean: mean prompt length of the window's completions, tokens.
         output_mean: mean output length of the window's completions, tokens.
+        prefix_hit: share of prompt tokens that were found in the prefix cache.
+        kv_usage: share of the room for contexts that is in use, mean over attention workers.
+        imbalance: load of the busiest FFN worker over the mean, >= 1.
+        age: time since the newest measurement that this rests on; 0 in a simulation.
     """
 
     now: float
@@ -80,6 +84,10 @@ class Snapshot:
     nu2: float = float("nan")
     prompt_mean: float = float("nan")
     output_mean: float = float("nan")
+    prefix_hit: float = float("nan")
+    kv_usage: float = float("nan")
+    imbalance: float = float("nan")
+    age: float = 0.0
 
 
 class Policy(Protocol):

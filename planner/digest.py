@@ -59,6 +59,14 @@ class Digest:
         key = math.ceil(math.log(value) * _SCALE) if value > _SMALLEST else -(1 << 30)
         self.buckets[key] += times
 
+    def include(self, other: Digest) -> None:
+        """Counts all values of the other as well; what it answers is as if it had seen them."""
+        self.count += other.count
+        self.total += other.total
+        self.least = min(self.least, other.least)
+        self.most = max(self.most, other.most)
+        self.buckets.update(other.buckets)
+
     def quantile(self, share: float) -> float:
         """The value below which ``share`` (0 to 1) of the counts lie; nan when empty."""
         if not self.count:

@@ -1,8 +1,9 @@
 """The FFN workers: one queue of frames, and one call at a time over all of them.
 
 They share the experts, so a call visits every worker and the one with the hot experts sets the
-pace. With barrier boarding a call takes one frame; otherwise whatever has come, min 1, and it never
-waits for more. What a frame is, and where it goes after, is ``steps``'s business.
+pace. With barrier boarding a call takes one frame; otherwise all of the oldest one's layer that
+have come, min 1, and it never waits for more. What a frame is, and where it goes after, is ``steps``'s
+business.
 """
 
 from __future__ import annotations
@@ -112,8 +113,10 @@ class FfnPool:
         if self._one_by_one:
             self._call = [self._queue.popleft()]
         else:
-            self._call = list(self._queue)
-            self._queue.clear()
+            # Frames of other layers need other experts: they stay behind.
+            layer = self._queue[0].round
+            self._call = [group for group in self._queue if group.round == layer]
+            self._queue = deque(group for group in self._queue if group.round != layer)
         seconds = self._seconds(sum(group.load for group in self._call))
         self.calls += 1
         self._width = self.count

@@ -124,7 +124,7 @@ def draw_sizing(
     """
     if not lines or not any(len(line.ratios) for line in lines):
         raise PlannerError("nothing to draw: give at least one line with one ratio")
-    with _figure(path, title, 4.4 + (_height(bars) if bars else 0.0)) as figure:
+    with picture(path, title, 4.4 + (_height(bars) if bars else 0.0)) as figure:
         above = figure
         if bars:
             above, below = figure.subfigures(2, 1, height_ratios=(4.4, _height(bars)))
@@ -156,7 +156,7 @@ def draw_run(
     if not series and not bars:
         raise PlannerError("nothing to draw: the run has neither a series nor steps")
     upper = 1.75 * len(series) + 0.5 if series else 0.0
-    with _figure(path, title, upper + (_height(bars) if bars else 0.0)) as figure:
+    with picture(path, title, upper + (_height(bars) if bars else 0.0)) as figure:
         above = below = figure
         if series and bars:
             above, below = figure.subfigures(2, 1, height_ratios=(upper, _height(bars)))
@@ -173,7 +173,16 @@ def draw_run(
 
 
 @contextmanager
-def _figure(path: Path, title: str, height: float) -> Iterator[Any]:
+def picture(path: Path, title: str, height: float) -> Iterator[Any]:
+    """A figure in the project's style, written to ``path`` when the block ends.
+
+    Args:
+        path: PNG, SVG or PDF by its ending; parent folders are made.
+        height: in inches; the width is 12.
+
+    Raises:
+        PlannerError: the file cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

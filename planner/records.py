@@ -14,6 +14,7 @@ from typing import NamedTuple
 from planner.digest import Digest, Percentiles
 from planner.members import Request
 from planner.spans import Span
+from planner.staff import Staff
 
 BINS = 512
 """Most bins of a series; once they are full, two become one."""
@@ -104,6 +105,7 @@ class Result:
         spans: of the first steps, as many as were asked for.
         requests: the completed requests when ``keep_requests`` was set; else empty.
         changes: (time, what) of scale events and failures that were carried out.
+        staff: workers over time, starting and draining ones apart.
     """
 
     unit: str
@@ -139,6 +141,7 @@ class Result:
     spans: list[Span] = field(default_factory=list)
     requests: list[RequestRecord] = field(default_factory=list)
     changes: list[tuple[float, str]] = field(default_factory=list)
+    staff: list[Staff] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -164,6 +167,14 @@ class Sums:
         self.first += d * p + pairs // 2
         self.second += d * p * p + p * pairs + pairs * (2 * d - 1) // 6
 
+    def include(self, other: Sums) -> None:
+        """Counts all requests of the other as well."""
+        self.count += other.count
+        self.prompt += other.prompt
+        self.output += other.output
+        self.first += other.first
+        self.second += other.second
+
     @property
     def theta(self) -> float:
         """Context tokens per slot; nan before any output."""
@@ -185,11 +196,23 @@ class Tally:
     replayed: int = 0
     tokens: int = 0
     completed_tokens: int = 0
+    cached: int = 0
     ttft: Digest = field(default_factory=Digest)
     tpot: Digest = field(default_factory=Digest)
     itl: Digest = field(default_factory=Digest)
     e2e: Digest = field(default_factory=Digest)
     sums: Sums = field(default_factory=Sums)
+
+    def include(self, other: Tally) -> None:
+        """Counts all that the other has counted as well."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("ttft", "tpot", "itl", "e2e"):
+            getattr(self, name).include(getattr(other, name))
+        self.sums.include(other.sums)
+
+
+_COUNTS = ("arrived", "rejected", "completed", "replayed", "tokens", "completed_tokens", "cached")
 
 
 class Gauges(NamedTuple):
@@ -290,6 +313,7 @@ class Meter:
         for tally in self._tallies:
             tally.completed += 1
             tally.completed_tokens += output
+            tally.cached += request.cached
             tally.sums.add(prompt, output)
             if request.known_start:
                 tally.e2e.add(now - request.arrival)

@@ -43,7 +43,7 @@ class Cluster:
         lanes: batches in flight per attention worker; 2 in the papers.
         boarding: "barrier": lane m of all attention workers is one frame (the papers' model);
             "asynchronous": every lane of every worker sends on its own, and a free FFN takes all
-            frames that have come as one call, never waiting for more.
+            frames of one layer that have come as one call, never waiting for more.
         steps: "independent": a lane begins its next step when its results are back, as the papers'
             batches in flight do; "joint": the lanes of a worker are one step, they end together and
             ``latencies.outside`` passes before the next one, as in afflux. Asynchronous boarding
@@ -126,6 +126,7 @@ def simulate(
     events: Sequence[Scale | Failure] = (),
     policy: Policy | None = None,
     interval: float | None = None,
+    window: float | None = None,
     sink: Sink | None = None,
     keep_requests: bool = False,
     spans: int = 0,
@@ -142,6 +143,8 @@ def simulate(
         events: changes of the number of workers, and failures.
         policy: asked every ``interval`` how many workers there shall be.
         interval: time between two questions to the policy.
+        window: time that its snapshots are over, fewer after a change of the workers; None: since
+            the last question.
         sink: gets every completed request.
         keep_requests: return them too; takes memory per request.
         spans: steps of groups to record as spans.
@@ -154,7 +157,7 @@ def simulate(
         PlannerError: the arguments contradict each other, the load is out of range, or a curve
             doesn't cover a load that comes up.
     """
-    _check(cluster, load, until, policy, interval)
+    _check(cluster, load, until, policy, interval, window)
     kept: list[RequestRecord] = []
     sinks = [s for s in (sink, kept.append if keep_requests else None) if s]
 
@@ -176,18 +179,18 @@ def simulate(
     total = None
     if isinstance(load, Closed) and load.requests is not None:
         total = load.requests * cluster.attention
-    window = _Window(clock, steps, meter)
+    share = _Window(clock, steps, meter)
     if total is not None:
-        meter.at_completion(math.ceil(WINDOW * total), window.take)
+        meter.at_completion(math.ceil(WINDOW * total), share.take)
     for _ in range(cluster.attention):
         changes.add_worker()
     meter.begin()
     admission.open()
-    changes.schedule(events, policy, interval)
+    changes.schedule(events, policy, interval, window)
     clock.run(math.inf if until is None else until)
-    if not window.taken:
-        window.take()
-    return _result(cluster, clock, steps, meter, changes, window, log, kept)
+    if not share.taken:
+        share.take()
+    return _result(cluster, clock, steps, meter, changes, share, log, kept)
 
 
 class _Window:
@@ -256,6 +259,7 @@ def _result(
         spans=log.spans,
         requests=kept,
         changes=changes.done,
+        staff=changes.staff,
     )
 
 
@@ -265,11 +269,14 @@ def _check(
     until: float | None,
     policy: Policy | None,
     interval: float | None,
+    window: float | None,
 ) -> None:
     if until is not None and not until > 0:
         raise PlannerError(f"until is {until}; give a time > 0, or None")
     if (policy is None) != (interval is None) or (interval is not None and not interval > 0):
         raise PlannerError(f"interval is {interval}; give a time > 0 with a policy, else None")
+    if window is not None and not (policy is not None and window > 0):
+        raise PlannerError(f"window is {window}; give a time > 0 with a policy, else None")
     if isinstance(load, Closed):
         if cluster.kv_tokens is not None or cluster.max_queue is not None:
             raise PlannerError(

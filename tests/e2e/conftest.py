@@ -76,6 +76,12 @@ def spec(state_home: Path) -> ClusterSpec:
             "frontend.max_requests=48",
             "metrics.port=0",
             "metrics.expert_tokens=true",
+            "autoscaler.mode=advise",  # watches every test, and changes nothing of its own
+            "autoscaler.policy=static",
+            "autoscaler.interval_s=0.5",
+            "autoscaler.window_s=10",
+            "autoscaler.cooldown_s=1",
+            "autoscaler.shrink_cooldown_s=1",
             # A small model that may write blanks between JSON tokens writes nothing else.
             "attention.engine.structured_outputs_config={backend: xgrammar, "
             "disable_any_whitespace: true}",

@@ -53,7 +53,7 @@ class Deployment:
         return status.health == "ready" and counts == status.targets and status.change is None
 
     def warm(self) -> None:
-        until(lambda: self.status().warm == 1, "a warm worker is ready")
+        until(lambda: self.status().warm == 1, "a warm worker is ready", 120)
 
     def streams(self, **options: object) -> Streams:
         return Streams(self.url, KEY, self.spec.served_name, **options)  # type: ignore[arg-type]

@@ -1,0 +1,147 @@
+"""The best fixed numbers of workers for requests that are known: what a policy is compared with.
+
+Simulates fixed numbers from the cheapest on, until some hold the targets nearly as well as any
+could. Nobody has this hindsight in operation. Not for policies: see ``replay``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from autoscaler.limits import Counts, Limits
+from autoscaler.pooling import sharing
+from autoscaler.replay import Hopeless, Outcome, Scenario, run
+from planner.traces import Trace
+
+NEARLY = 0.99
+"""Share of the best attainment that counts as held."""
+
+_BUSY = 8  # the busiest eighth of the time sorts out what is too few
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """The best fixed numbers of workers.
+
+    Args:
+        counts: workers.
+        outcome: what they come to.
+        most: attainment of the best of all numbers within the limits.
+        tried: attainment of all numbers that were simulated to the end.
+        dropped: numbers that were given up on the way.
+    """
+
+    counts: Counts
+    outcome: Outcome
+    most: float
+    tried: dict[Counts, float]
+    dropped: list[Counts]
+
+
+def best_static(
+    scenario: Scenario, *, jobs: int | None = None, seed: int = 0, progress: Progress | None = None
+) -> Hindsight:
+    """The fewest actor-seconds of fixed numbers that reach ``NEARLY`` of the best attainment.
+
+    All numbers within the limits are asked, the cheapest first (by the limits' weights), so nothing
+    is assumed of how attainment depends on them; only the best attainment of all is taken to be
+    that of numbers to which no worker can be added. Of equally cheap ones the best is chosen.
+    Numbers that miss too much in the busiest eighth of the time, begun empty, are not tried on the
+    rest.
+
+    Args:
+        jobs: processes; None: one per core.
+        progress: is told what is being done, and the share that is over, as far as known.
+
+    Raises:
+        PlannerError: as ``run``; or jobs below 1.
+    """
+    tell = progress or (lambda text, share: None)
+    limits = scenario.limits
+    every = [
+        Counts(a, f)
+        for a in range(limits.attention[0], limits.attention[1] + 1)
+        for f in range(limits.ffn[0], limits.ffn[1] + 1)
+        if limits.allow(Counts(a, f))
+    ]
+    with sharing((scenario, seed), jobs) as ask:
+        tell("the most that the limits allow", 0.0)
+        tried: dict[Counts, float] = {}
+        dropped: list[Counts] = []
+        best: dict[Counts, Outcome] = {}
+        for counts, outcome in ask(
+            _answer, ((c, 0.0, False) for c in every if _maximal(c, limits))
+        ):
+            assert outcome is not None
+            tried[counts] = outcome.attainment
+            best[counts] = outcome
+        most = max(tried.values())
+        least = NEARLY * most
+        dearest = max(_cost(c, limits) for c in every)
+        rest = sorted((c for c in every if c not in tried), key=lambda c: _cost(c, limits))
+        for cost, level in groupby(rest, key=lambda c: _cost(c, limits)):
+            hopeful = list(level)
+            tell(f"{hopeful[0]} to {hopeful[-1]}", min(0.95, cost / dearest))
+            for part in (True, False):
+                found = list(ask(_answer, ((c, least, part) for c in hopeful)))
+                dropped += [c for c, outcome in found if outcome is None]
+                hopeful = [c for c, outcome in found if outcome is not None]
+            for counts, outcome in found:
+                if outcome is not None:
+                    tried[counts] = outcome.attainment
+                    best[counts] = outcome
+            if any(tried[c] >= least for c in hopeful):
+                break
+    held = [c for c in tried if tried[c] >= least]
+    chosen = min(held, key=lambda c: (_cost(c, limits), -tried[c]))
+    return Hindsight(chosen, best[chosen], most, tried, dropped)
+
+
+def busiest(trace: Trace, parts: int) -> tuple[int, int]:
+    """First and last (exclusive) request of the busiest ``1/parts`` of a trace's time."""
+    width = float(trace.arrival[-1]) / parts
+    ends = np.searchsorted(trace.arrival, trace.arrival + width, side="right")
+    first = int(np.argmax(ends - np.arange(len(trace))))
+    return first, int(ends[first])
+
+
+def _cost(counts: Counts, limits: Limits) -> float:
+    return counts.attention * limits.weight_attention + counts.ffn * limits.weight_ffn
+
+
+def _maximal(counts: Counts, limits: Limits) -> bool:
+    more = (
+        counts._replace(attention=counts.attention + 1),
+        counts._replace(ffn=counts.ffn + 1),
+    )
+    return not any(limits.allow(one) for one in more)
+
+
+def _cut(scenario: Scenario, least: float) -> tuple[Scenario, float]:
+    """The busiest part, and the attainment without which the whole can't have ``least``."""
+    first, end = busiest(scenario.trace, _BUSY)
+    trace = scenario.trace
+    arrival = trace.arrival[first:end]
+    part = Trace(arrival - arrival[0], trace.prompt[first:end], trace.output[first:end])
+    cached = None if scenario.cached is None else scenario.cached[first:end]
+    spare = (1.0 - least) * len(trace)
+    return replace(scenario, trace=part, cached=cached), max(0.0, 1.0 - spare / len(part))
+
+
+def _answer(
+    shared: tuple[Scenario, int], question: tuple[Counts, float, bool]
+) -> tuple[Counts, Outcome | None]:
+    scenario, seed = shared
+    counts, least, part = question
+    if part:
+        scenario, least = _cut(scenario, least)
+    try:
+        return counts, run(scenario.starting_with(*counts), None, seed=seed, hopeless=least)
+    except Hopeless:
+        return counts, None

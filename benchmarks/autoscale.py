@@ -1,0 +1,237 @@
+"""Policies over a day in the simulator, against the best fixed numbers of actors in hindsight.
+
+A day is made of an hour of a public trace (``autoscaler.day`` says how, and what is assumed). The
+best fixed numbers are found by simulating them all, the cheapest first; then every policy serves
+the same requests, starting from the same numbers. Nothing is served for real, and the stage times
+are a published system's proportions, not this machine's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autoscaler import registry
+from autoscaler.day import CASES, Case, Day, make_day
+from autoscaler.hindsight import NEARLY, Hindsight, best_static
+from autoscaler.pooling import sharing
+from autoscaler.replay import Outcome, Scenario, figures, run, series
+from benchmarks.report import make_report, print_summary, print_table, write_report
+from planner.errors import PlannerError
+from planner.traces import read_trace
+
+POINT = 0.01
+"""Attainment below the best static's that still counts as held."""
+
+SAVED = 0.30
+"""Share of actor-seconds that is to be saved."""
+
+POLICIES: Mapping[str, Mapping[str, Any]] = {
+    "slo_feedback": {},
+    "optimal_ratio": {},
+    "predictive": {},
+}
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trace's day: what was best in hindsight, and what policies came to."""
+
+    case: Case
+    day: Day
+    static: Hindsight
+    policies: Mapping[str, Outcome]
+
+    def saved(self, name: str) -> float:
+        """Share of the best static's actor-seconds that a policy did without."""
+        return 1.0 - self.policies[name].actor_seconds / self.static.outcome.actor_seconds
+
+    def held(self, name: str) -> bool:
+        """Whether a policy's attainment is within a point of the best static's."""
+        return self.policies[name].attainment >= self.static.outcome.attainment - POINT
+
+    @property
+    def best(self) -> str:
+        """The policy with the fewest actor-seconds of those that held, else with the most
+        attainment."""
+        held = [name for name in self.policies if self.held(name)]
+        if held:
+            return max(held, key=self.saved)
+        return max(self.policies, key=lambda name: self.policies[name].attainment)
+
+
+def run_days(
+    json_path: Path | None = None,
+    png_path: Path | None = None,
+    *,
+    cases: Sequence[str] = (),
+    policies: Sequence[str] = (),
+    hours: float = 24.0,
+    jobs: int | None = None,
+    seed: int = 0,
+    traces: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Find the best static and run the policies, for each trace; print, write and draw.
+
+    Args:
+        cases: names of ``autoscaler.day.CASES``; none: all.
+        policies: names; none: ``POLICIES``, with the parameters there.
+        hours: of the day, from midnight; fewer to see it work.
+        jobs: processes; None: one per core.
+        seed: of the days and of the simulations.
+        traces: folder of the recorded traces; None: ../shared/data of the checkout.
+        progress: is told what is being done, and the share that is over.
+
+    Returns:
+        The report: see ``benchmarks.report``.
+
+    Raises:
+        PlannerError: a trace that is not there, or unknown names.
+        BadPolicy: no such policy.
+    """
+    wanted = {name: dict(POLICIES.get(name, {})) for name in policies or POLICIES}
+    for name, parameters in wanted.items():
+        registry.make(name, parameters)
+    unknown = [name for name in cases if name not in CASES]
+    if unknown:
+        raise PlannerError(f"no day is made of {', '.join(unknown)}; there are {', '.join(CASES)}")
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data" if traces is None else traces
+    tell = progress or (lambda text, share: None)
+    chosen = [CASES[name] for name in cases or CASES]
+    found = []
+    began = time.monotonic()
+    for index, case in enumerate(chosen):
+        share = index / len(chosen)
+
+        def say(text: str, part: float, case: Case = case, share: float = share) -> None:
+            tell(f"{case.name}: {text}", share + part / len(chosen))
+
+        found.append(_one(case, wanted, folder, hours, jobs, seed, say))
+    report = make_report("autoscale", _summary(found, time.monotonic() - began), _details(found))
+    for one in found:
+        _print(one)
+    print_summary(report)
+    write_report(report, json_path)
+    _draw(png_path if png_path or not json_path else json_path.with_suffix(".png"), found)
+    return report
+
+
+def _one(
+    case: Case,
+    policies: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    hours: float,
+    jobs: int | None,
+    seed: int,
+    tell: Progress,
+) -> Found:
+    hour = read_trace(folder / case.file)
+    day = make_day(hour, case.speed * hour.rate, seed=seed, hours=hours)
+    scenario = case.scenario(day, 1, 1)
+
+    def searching(text: str, share: float) -> None:
+        tell(f"best static, {text}", 0.7 * share)
+
+    static = best_static(scenario, jobs=jobs, seed=seed, progress=searching)
+    # A deployment of the best static's size is what somebody turns a policy on in.
+    start = scenario.starting_with(*static.counts)
+    tell(", ".join(policies), 0.7)
+    with sharing((start, seed), jobs) as ask:
+        outcomes = dict(ask(_policy, policies.items()))
+    return Found(case, day, static, outcomes)
+
+
+def _policy(
+    shared: tuple[Scenario, int], named: tuple[str, Mapping[str, Any]]
+) -> tuple[str, Outcome]:
+    scenario, seed = shared
+    name, parameters = named
+    outcome = run(scenario, registry.make(name, parameters), seed=seed)
+    # Tens of thousands of ticks that did nothing are not worth their way between processes.
+    acted = [decision for decision in outcome.decisions if decision.target is not None]
+    return name, replace(outcome, decisions=acted)
+
+
+def _summary(found: Sequence[Found], seconds: float) -> dict[str, Any]:
+    summary: dict[str, Any] = {"seconds": round(seconds, 1), "nearly": NEARLY}
+    for one in found:
+        key, best, static = one.case.name, one.policies[one.best], one.static
+        summary |= {
+            f"{key}_requests": best.requests,
+            f"{key}_best_static": str(static.counts),
+            f"{key}_attainment_most_static": static.most,
+            f"{key}_policy": one.best,
+            f"{key}_attainment": best.attainment,
+            f"{key}_attainment_best_static": static.outcome.attainment,
+            f"{key}_actor_seconds": best.actor_seconds,
+            f"{key}_actor_seconds_best_static": static.outcome.actor_seconds,
+            f"{key}_saved": one.saved(one.best),
+            f"{key}_changes": best.changes,
+            f"{key}_reversals": best.reversals,
+        }
+        for name, outcome in one.policies.items():
+            summary[f"{key}_{name}_attainment"] = outcome.attainment
+            summary[f"{key}_{name}_saved"] = one.saved(name)
+            summary[f"{key}_{name}_changes"] = outcome.changes
+    summary["met"] = all(one.held(one.best) and one.saved(one.best) >= SAVED for one in found)
+    return summary
+
+
+def _details(found: Sequence[Found]) -> dict[str, Any]:
+    return {
+        one.case.name: {
+            "note": one.day.note,
+            "system": one.case.cluster(1, 1).latencies.source,
+            "slo": vars(one.case.slo),
+            "prepare_s": one.case.prepare,
+            "best_static": figures(one.static.outcome),
+            "tried": {str(counts): share for counts, share in one.static.tried.items()},
+            "dropped": len(one.static.dropped),
+            "policies": {
+                name: {
+                    **figures(outcome),
+                    "parameters": dict(POLICIES.get(name, {})),
+                    "reasons": {str(k): v for k, v in outcome.reasons.items()},
+                    "changes_made": series(outcome)["changes"],
+                }
+                for name, outcome in one.policies.items()
+            },
+        }
+        for one in found
+    }
+
+
+def _print(one: Found) -> None:
+    columns = ("", "attainment", "actor-hours", "saved %", "mean A", "mean F", "changes", "back")
+    shown = {f"best static, {one.static.counts}": one.static.outcome, **one.policies}
+    rows = []
+    for name, outcome in shown.items():
+        saved = 100 * one.saved(name) if name in one.policies else 0.0
+        rows.append(
+            (
+                name,
+                f"{outcome.attainment:.4f}",
+                outcome.actor_seconds / 3600,
+                saved,
+                outcome.attention_seconds / outcome.horizon,
+                outcome.ffn_seconds / outcome.horizon,
+                outcome.changes,
+                outcome.reversals,
+            )
+        )
+    print_table(f"{one.case.name}: {len(one.day.trace):,} requests; {one.day.note}", columns, rows)
+
+
+def _draw(path: Path | None, found: Sequence[Found]) -> None:
+    if path is None:
+        return
+    from autoscaler.replay_plots import draw_days
+
+    days = {one.case.name: (one.static.outcome, one.policies) for one in found}
+    draw_days(path, "A day in the simulator, made of an hour of each trace", days)
