@@ -45,6 +45,9 @@ bench: $(BIN)/.cpu  ## measure what the README quotes, into benchmarks/results/
 	@mkdir -p benchmarks/results
 	@$(BIN)/afflux bench dataplane --json benchmarks/results/dataplane.json
 	@$(BIN)/afflux bench decode --json benchmarks/results/decode.json
+	@$(BIN)/afflux bench decode --split-only --eager --batch 1 --batch 8 --batch 32 --batch 64 \
+	  --json benchmarks/results/decode-replay.json
+	@$(BIN)/afflux bench metrics --json benchmarks/results/metrics.json
 	@$(BIN)/afflux bench elastic --json benchmarks/results/elastic.json
 	@$(BIN)/afflux bench chaos --seed 1 --json benchmarks/results/chaos.json
 	@for seed in 2 3; do \

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from afflux import policy_replay
 from afflux.up import DEFAULT_NAME, Address, Name
 
 if TYPE_CHECKING:
@@ -184,6 +185,10 @@ def log(
             if not follow:
                 return
             time.sleep(POLL_S)
+
+
+app.command("replay", epilog=policy_replay.REPLAY_EPILOG)(policy_replay.replay)
+app.command("tune", epilog=policy_replay.TUNE_EPILOG)(policy_replay.tune)
 
 
 def parse_sets(sets: Sequence[str]) -> dict[str, Any]:
