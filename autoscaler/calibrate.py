@@ -41,7 +41,10 @@ LEAST_SPAN = 1.5
 MOST_BEYOND = 4.0
 """How far from the measured loads the present one may be, as a factor."""
 MOST_ERROR = 0.25
-CHECKS, LEAST_CHECKS = 24, 3
+CHECKS = 24
+"""Windows that are kept for people."""
+RECENT, LEAST_CHECKS = 8, 3
+"""Windows that the error is the median of, and the fewest that make one."""
 CHECK_S, LEAST_WINDOW = 5.0, 4.0
 LEAST_GAPS = 30
 """Times between tokens that a window needs to be compared."""
@@ -65,7 +68,7 @@ class Calibrator:
         self._raw: Model | None = None
         self._level = 1.0
         self._checks: deque[Check] = deque(maxlen=CHECKS)
-        self._ratios: deque[float] = deque(maxlen=CHECKS)
+        self._ratios: deque[float] = deque(maxlen=RECENT)
         self._checked = -math.inf
 
     def take(self, name: str, batch: Mapping[str, Any], now: float) -> None:
@@ -94,7 +97,7 @@ class Calibrator:
         raw = Model(latencies, lanes=self._measured.lanes, layers=self._layers)
         self._raw = raw = self._with_load(raw, snapshot)
         level = self._level
-        errors = [abs(check.error) for check in self._checks]
+        errors = [abs(check.error) for check in self._checks][-RECENT:]
         model = replace(
             raw,
             latencies=latencies.scaled(attention=level, ffn=level, transfer=level, prefill=level),
@@ -202,9 +205,8 @@ class Calibrator:
             )
         )
         self._ratios.append(observed / predicted)
-        if len(self._ratios) >= LEAST_CHECKS:
-            level = float(np.median(list(self._ratios)[-2 * LEAST_CHECKS :]))
-            self._level = min(max(level, 1 / MOST_LEVEL), MOST_LEVEL)
+        level = float(np.median(self._ratios))
+        self._level = min(max(level, 1 / MOST_LEVEL), MOST_LEVEL)
 
     def _doubts(self, model: Model, fits: Mapping[str, Fit], snapshot: Snapshot) -> list[str]:
         """Why nothing should be derived from the model."""
@@ -219,7 +221,7 @@ class Calibrator:
                 doubts.append(
                     f"ffn: loads of {loads.min():.3g} to {loads.max():.3g} requests show no slope"
                 )
-            if fits["attention"].not_varied == "context":
+            if fits["attention"].not_varied in ("context", "load"):
                 doubts.append("attention: contexts of one length show no slope")
         far = max(_beyond(snapshot.kv_tokens, tokens), _beyond(snapshot.batch, requests))
         if far > MOST_BEYOND:
@@ -227,7 +229,7 @@ class Calibrator:
         if model.error > MOST_ERROR:
             doubts.append(
                 f"predicted TPOT was off by {model.error:.0%} in the median of the last "
-                f"{len(model.checks)} windows"
+                f"{min(RECENT, len(model.checks))} windows"
             )
         return doubts
 

@@ -126,13 +126,13 @@ def settled(
     fall = asked / float(out[-1])
     queued = chance[-1] * fall / (1 - fall)
     total = chance.sum() + queued
-    running = float(chance[1:] @ count + queued * most) / total
+    running = float((chance[1:] @ count + queued * most) / total)
     step = np.append(count / out, most / out[-1])
     return Settled(
         running=running,
         waiting=float(queued / (1 - fall) / total),
         tpot=running / asked,
-        step=float(chance @ step + queued * step[-1]) / total,
+        step=float((chance @ step + queued * step[-1]) / total),
     )
 
 

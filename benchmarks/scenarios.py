@@ -138,8 +138,8 @@ class Scenario:
 
 
 # The kinds of requests. The embedded model has room for 1024 tokens.
-CHAT = Phase("chat", 60.0, 12.0, prompt=(48, 80), output=(32, 64))
-LONG = Phase("long-context", 90.0, 6.0, prompt=(24, 40), output=(48, 80), shared=384, groups=4)
+CHAT = Phase("chat", 60.0, 12.0, prompt=(48, 80), output=(34, 62))
+LONG = Phase("long-context", 80.0, 10.0, prompt=(8, 24), output=(22, 42), shared=512, groups=2)
 CODING = Phase("coding", 60.0, 6.0, prompt=(64, 192), output=(48, 112), shared=128, groups=4)
 AGENTIC = Phase("agentic", 60.0, 6.0, prompt=(16, 64), output=(16, 48), shared=512, groups=4)
 
@@ -267,15 +267,14 @@ def as_arrivals(asked: Iterable[Asked], block: int = 1) -> Arrivals:
     seen: dict[tuple[str, ...], int] = {}
     items = []
     for request in asked:
-        cached = 0
+        cached, on = 0, True
         prefix: tuple[str, ...] = ()
         for piece in request.prompt:
             prefix = (*prefix, piece.key)
             known = min(seen.get(prefix, 0), piece.tokens)
-            cached += known
+            cached += known if on else 0
+            on = on and known == piece.tokens
             seen[prefix] = max(seen.get(prefix, 0), piece.tokens)
-            if known < piece.tokens:
-                break
         found = min(cached, request.tokens - 1) // block * block
         items.append(Arrival(request.at, request.tokens, request.output, found))
     return Arrivals(items, unit="s")

@@ -46,8 +46,8 @@ ROOM = 1024
 TARGETS = Targets(ttft_s=2.0, tpot_s=0.28)
 
 DEVICES = (
-    "emulate.attention={a_s: 4.4e-6, b_s: 8.0e-3}",
-    "emulate.ffn={a_s: 2.9e-4, b_s: 1.0e-3}",
+    "emulate.attention={a_s: 4.6e-6, b_s: 8.0e-3}",
+    "emulate.ffn={a_s: 2.83e-4, b_s: 1.0e-3}",
     "emulate.transfer={a_s: 0.0, b_s: 5.0e-4}",
     "lanes=2",
 )
@@ -69,11 +69,11 @@ SET_UP = (
     "metrics.port=0",
     "autoscaler.mode=on",
     "autoscaler.interval_s=1",
-    "autoscaler.window_s=8",
+    "autoscaler.window_s=5",
     f"autoscaler.min_total={BUDGET}",
     f"autoscaler.max_total={BUDGET}",
-    "autoscaler.max_step=2",
-    "autoscaler.cooldown_s=8",
+    "autoscaler.max_step=3",
+    "autoscaler.cooldown_s=6",
     "autoscaler.shrink_cooldown_s=20",
 )
 WARM_UP_S = 12.0

@@ -59,6 +59,10 @@ class OptimalRatioParameters(policy.Parameters):
     nothing: few requests say little of what the next ones will be like. 0 always looks for the best
     split."""
 
+    reserve: float = Field(default=1.0, ge=0, le=5)
+    """Without a fixed budget: room for the ups and downs of arrivals, in standard deviations of a
+    Poisson number of running requests. It costs small deployments much and large ones little."""
+
     drain: float = Field(default=30.0, gt=0)
     """Seconds in which requests that wait shall be served; adds to the load that has to be carried.
     Lower asks for more actors sooner when a queue builds up."""
@@ -185,8 +189,11 @@ class OptimalRatio:
         # What is given back is missed at once by those who run now.
         if cheaper and not self._tpot(view, load, counts) <= view.slo.tpot:
             return False
-        tokens = load.tokens * (1.0 + self.parameters.gain) if cheaper else load.tokens
         tpot, form = self._most_tpot(view, load, counts), self.parameters.form
+        tokens = load.tokens * (1.0 + self.parameters.gain) if cheaper else load.tokens
+        if tpot > 0:
+            # n + reserve * sqrt(n) instead of n requests (Halfin and Whitt, Oper. Res. 29, 1981)
+            tokens += self.parameters.reserve * math.sqrt(tokens / tpot)
         return carries(load.model, view.system, *counts, tokens, tpot, form, FILL)
 
     def _words(self, view: View, load: _Load, best: Counts) -> str:

@@ -26,11 +26,11 @@ ROLES: tuple[Role, Role] = ("attention", "ffn")
 class SLOFeedbackParameters(policy.Parameters):
     """When it reacts, and how strongly."""
 
-    high: float = Field(default=0.9, gt=0, le=1)
+    high: float = Field(default=0.8, gt=0, le=1)
     """Saturation (the worst of P90 over target) above which more is asked for. Lower: earlier and
     more actors, fewer missed targets."""
 
-    low: float = Field(default=0.7, gt=0, lt=1)
+    low: float = Field(default=0.6, gt=0, lt=1)
     """A worker goes when saturation is predicted to stay below this without it. Higher: fewer
     actors, and a smaller distance to high."""
 

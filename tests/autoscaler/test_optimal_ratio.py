@@ -83,16 +83,16 @@ def test_the_split_that_carries_most_is_wanted(context: float) -> None:
 
 
 def test_longer_contexts_want_more_attention() -> None:
-    short = policy().propose(view(seen((4, 4), 50.0, rate=20.0)))
+    short = policy().propose(view(seen((4, 4), 20.0, rate=20.0)))
     long = policy().propose(view(seen((4, 4), 1500.0, rate=20.0)))
     assert wanted(short, (4, 4)).attention < 4 < wanted(long, (4, 4)).attention
     assert short.reason is long.reason is Reason.RATIO
-    assert "4A4F -> " in long.detail and "TPOT" in long.detail and "1500" in long.detail
+    assert "4A4F -> " in long.detail and "TPOT" in long.detail and "1510 tokens" in long.detail
 
 
 def test_contexts_that_run_decide_before_those_that_ended() -> None:
-    stale = replace(MODEL, theta=50.0, nu2=10.0)
-    snapshot = seen((4, 4), 1500.0, rate=20.0, theta=50.0)
+    stale = replace(MODEL, theta=20.0, nu2=10.0)
+    snapshot = seen((4, 4), 1500.0, rate=20.0, theta=20.0)
     assert wanted(policy().propose(view(snapshot, model=stale)), (4, 4)).attention > 4
     # nothing runs, or nobody knows: then those that ended
     for change in ({"batch": 0.0, "kv_tokens": 0.0}, {"batch": math.nan, "kv_tokens": math.nan}):
@@ -114,7 +114,7 @@ def test_what_carries_most_holds_the_target_at_every_load_that_any_split_holds()
             assert times[best] <= 0.85 * TARGETS.tpot
     light = min(SPLITS, key=lambda split: predict_step(model, SYSTEM, *split, 8))
     assert light != best
-    assert carried(light, 200.0, prompt_mean=math.nan) < 0.8 * carried(
+    assert carried(light, 200.0, prompt_mean=math.nan) < 0.95 * carried(
         best, 200.0, prompt_mean=math.nan
     )
 
@@ -186,7 +186,7 @@ def test_nobody_loses_a_slot_that_is_in_use() -> None:
 # -- no fixed budget -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", [1.0, 3.0, 6.0, 10.0])
+@pytest.mark.parametrize("rate", [0.5, 1.0, 2.0, 3.0])
 def test_the_cheapest_numbers_that_hold_are_wanted(rate: float) -> None:
     snapshot = seen((8, 8), rate=rate, running=10)
     got = wanted(policy(gain=0.0).propose(view(snapshot, FREE)), (8, 8))
@@ -195,11 +195,12 @@ def test_the_cheapest_numbers_that_hold_are_wanted(rate: float) -> None:
     for a in range(1, 9):
         for f in range(1, 9):
             if a + f < got.total:
-                assert carried(Counts(a, f), 200.0) < rate * 100 * 1.03
+                reserve = math.sqrt(rate * 100 / (0.85 * TARGETS.tpot))
+                assert carried(Counts(a, f), 200.0) < (rate * 100 + reserve) * 1.05
 
 
 def test_prices_move_the_choice() -> None:
-    snapshot = seen((8, 8), rate=8.0, running=10)
+    snapshot = seen((8, 8), rate=2.0, running=10)
     dear_ffn = replace(FREE, weight_ffn=5.0)
     dear_attention = replace(FREE, weight_attention=5.0)
     few_ffn = wanted(policy().propose(view(snapshot, dear_ffn)), (8, 8))
@@ -208,39 +209,39 @@ def test_prices_move_the_choice() -> None:
 
 
 def test_more_and_fewer_have_their_reasons() -> None:
-    more = policy().propose(view(seen((1, 1), rate=8.0), FREE))
+    more = policy().propose(view(seen((1, 1), rate=2.0), FREE))
     assert more.reason is Reason.SLO_MISSED and wanted(more, (1, 1)).total > 2
-    queue = policy().propose(view(seen((1, 1), rate=8.0, waiting=20), FREE))
+    queue = policy().propose(view(seen((1, 1), rate=2.0, waiting=20), FREE))
     assert queue.reason is Reason.QUEUE
     fewer = policy().propose(view(seen((8, 8), rate=1.0, running=5), FREE))
     assert fewer.reason is Reason.SLO_SLACK and wanted(fewer, (8, 8)).total < 16
 
 
 def test_a_queue_is_load_as_well() -> None:
-    none = wanted(policy().propose(view(seen((2, 2), rate=3.0), FREE)), (2, 2))
-    long = wanted(policy().propose(view(seen((2, 2), rate=3.0, waiting=150), FREE)), (2, 2))
+    none = wanted(policy().propose(view(seen((2, 2), rate=1.0), FREE)), (2, 2))
+    long = wanted(policy().propose(view(seen((2, 2), rate=1.0, waiting=60), FREE)), (2, 2))
     assert long.total > none.total
 
 
 def test_what_holds_is_kept() -> None:
-    first = policy().propose(view(seen((1, 1), rate=6.0), FREE))
+    first = policy().propose(view(seen((1, 1), rate=2.0), FREE))
     there = wanted(first, (1, 1))
-    running, _ = predict_load(MODEL, SYSTEM, *there, 6.0)
-    settled = seen(tuple(there), rate=6.0, running=round(running), tokens_rate=600.0)
+    running, _ = predict_load(MODEL, SYSTEM, *there, 2.0)
+    settled = seen(tuple(there), rate=2.0, running=round(running), tokens_rate=200.0)
     again = policy().propose(view(settled, FREE))
     assert wanted(again, there) == there and again.reason is Reason.AS_IT_IS
     # nor is anything given back for a load that is a little lower
-    lower = replace(settled, arrival_rate=5.8, tokens_rate=580.0)
+    lower = replace(settled, arrival_rate=1.95, tokens_rate=195.0)
     assert wanted(policy().propose(view(lower, FREE)), there) == there
 
 
 def test_those_who_run_are_not_squeezed() -> None:
     # few come now, but many run
-    many = policy().propose(view(seen((6, 6), rate=1.0, running=150), FREE))
+    many = policy().propose(view(seen((6, 6), rate=1.0, running=70), FREE))
     few = policy().propose(view(seen((6, 6), rate=1.0, running=5), FREE))
     assert wanted(many, (6, 6)).total > wanted(few, (6, 6)).total
     kept = wanted(many, (6, 6))
-    assert predict_step(MODEL, SYSTEM, *kept, 150) <= TARGETS.tpot
+    assert predict_step(MODEL, SYSTEM, *kept, 70) <= TARGETS.tpot
 
 
 # -- nothing to go by ----------------------------------------------------------------------------
@@ -305,14 +306,15 @@ models = st.builds(
 
 
 @st.composite
-def views(draw: st.DrawFn, fixed: bool | None = None) -> View:
+def views(draw: st.DrawFn, fixed: bool | None = None, modelled: bool = False) -> View:
     limits = draw(all_limits(fixed))
     there = draw(counts(limits))
     snapshot = draw(snapshots(there))
     each = draw(st.just(math.nan) | st.floats(1, 64))
     snapshot = replace(snapshot, batch=each, kv_tokens=each * draw(st.floats(1, 3000)))
     system = System(draw(st.integers(1, 64)), draw(st.none() | st.integers(100, 100_000)))
-    return View(snapshot, TARGETS, limits, system, draw(st.none() | models))
+    model = draw(models if modelled else st.none() | models)
+    return View(snapshot, TARGETS, limits, system, model)
 
 
 @settings(max_examples=150, deadline=None)
@@ -328,9 +330,9 @@ def test_proposals_are_within_the_limits(given_view: View, form: str) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(views(), st.floats(1.0, 4.0), st.integers(0, 200))
+@given(views(fixed=False, modelled=True), st.floats(1.0, 4.0), st.integers(0, 200))
 def test_more_load_never_means_fewer(given_view: View, more: float, running: int) -> None:
-    assume(given_view.limits.fixed is None and given_view.model is not None)
+    assume(given_view.limits.fixed is None)
     s = given_view.snapshot
     assume(s.running or s.waiting or s.arrival_rate > 0)
     heavier = replace(
@@ -346,7 +348,7 @@ def test_more_load_never_means_fewer(given_view: View, more: float, running: int
 
 
 @settings(max_examples=100, deadline=None)
-@given(views(fixed=True))
+@given(views(fixed=True, modelled=True))
 def test_a_split_is_left_only_for_a_gain(given_view: View) -> None:
     judge = policy(gain=0.2, least_load=0.0)
     proposal = judge.propose(given_view)

@@ -130,11 +130,11 @@ def test_arrivals_settle_where_the_simulator_does() -> None:
         most = capacity(model, system, attention, ffn, math.inf) / model.output_mean
         for share in (0.6, 0.85):
             load = Poisson(Independent(Geometric(100), Geometric(100)), share * most, None)
-            seen = watched(cluster(TIMES, attention, ffn, 24, 2, prefill="colocated"), load, 160.0)
+            seen = watched(cluster(TIMES, attention, ffn, 24, 2, prefill="colocated"), load, 600.0)
             running, tpot = predict_load(model, system, attention, ffn, share * most)
-            # the mean of what varies with the number of requests isn't that of the mean number
-            assert tpot == pytest.approx(seen.mean(1), rel=0.3)
-            assert running == pytest.approx(seen.mean(3), rel=0.3)
+            # near saturation it errs on the long side, by a third at most here
+            assert 0.95 < tpot / seen.mean(1) < 1.4
+            assert 0.95 < running / seen.mean(3) < 1.45
             first = predict_ttft(model, system, attention, ffn, share * most)
             assert first == pytest.approx(seen.mean(4), rel=0.3)
 
@@ -220,10 +220,10 @@ def test_lanes_that_are_chosen_are_the_quickest() -> None:
     assert few == predict_step(model, System(64, lanes=1), 1, 1, 7)
 
 
-def test_the_load_is_a_fixed_point() -> None:
+def test_the_load_is_a_fixed_point_and_somewhat_more() -> None:
     running, tpot = predict_load(MODEL, SYSTEM, 4, 3, 2.0)
     assert running == pytest.approx(2.0 * 100 * tpot)
-    assert tpot == pytest.approx(predict_step(MODEL, SYSTEM, 4, 3, running))
+    assert 1.0 <= tpot / predict_step(MODEL, SYSTEM, 4, 3, running) < 1.1, "ups and downs cost"
     assert predict_load(MODEL, SYSTEM, 4, 3, 0.0)[0] == pytest.approx(0.0, abs=1e-6)
 
 

@@ -42,7 +42,7 @@ MODEL = Model(
 
 
 def policy(**parameters: Any) -> Policy:
-    return registry.make("slo_feedback", parameters)
+    return registry.make("slo_feedback", {"high": 0.9, "low": 0.7, **parameters})
 
 
 def settled(seen: Snapshot, limits: Limits | None = None, **given: Any) -> Proposal:
