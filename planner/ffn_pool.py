@@ -2,8 +2,8 @@
 
 They share the experts, so a call visits every worker and the one with the hot experts sets the
 pace. With barrier boarding a call takes one frame; otherwise all of the oldest one's layer that
-have come, min 1, and it never waits for more. What a frame is, and where it goes after, is ``steps``'s
-business.
+have come, min 1, and it never waits for more. What a frame is, and where it goes after, is the
+business of ``steps``.
 """
 
 from __future__ import annotations
