@@ -146,5 +146,5 @@ def test_by_the_command_line(deployment: Controlled) -> None:
     assert "as_it_is" in run("log", "-n", "3") or "fixed" in run("log", "-n", "3")
     assert "paused" in run("pause") and "paused" in run("get")
     assert "acts again" in run("resume")
-    assert "slo_feedback" in run("set", "slo_feedback", "--set", "high=0.8")
-    assert "high=0.8" in run("get")
+    assert "slo_feedback" in run("set", "slo_feedback", "--set", "high=0.85")
+    assert "high=0.85" in run("get")
