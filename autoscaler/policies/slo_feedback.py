@@ -218,15 +218,15 @@ class SLOFeedback:
         return split if now.tpot * slower < self.parameters.low else view.there
 
     def _balanced(self, view: View) -> Counts:
-        """The split within reach whose busier side is the least busy.
+        """The split within reach whose busier side is the least busy, for what each move brings.
 
-        A side's work is its busy share times its workers. A split that is not clearly better than
-        the present one is not taken, so shifts end near balance and don't go back and forth.
+        A side's work is its busy share times its workers. A move that is not clearly better than
+        the one before is not taken, so shifts end near balance and don't go back and forth.
         """
         s, limits, here, p = view.snapshot, view.limits, view.there, self.parameters
         sign = 1 if s.attention_busy > s.ffn_busy else -1
         ahead = Ahead(view)
-        best, least = here, max(s.attention_busy, s.ffn_busy) - p.margin / 2
+        best, least, moves = here, max(s.attention_busy, s.ffn_busy), 0
         for moved in range(1, min(p.shift, limits.max_step) + 1):
             split = Counts(here.attention + sign * moved, here.ffn - sign * moved)
             if not limits.allow(split):
@@ -235,8 +235,8 @@ class SLOFeedback:
                 s.attention_busy * here.attention / split.attention,
                 s.ffn_busy * here.ffn / split.ffn,
             )
-            if busiest < least and not ahead.expected(split).tpot > ahead.expected(here).tpot:
-                best, least = split, busiest
+            if busiest < least - p.margin / 2 * (moved - moves) and ahead.better(split):
+                best, least, moves = split, busiest, moved
         return best
 
     def _persist(self, wishes: list[str], ticks: int) -> list[str]:

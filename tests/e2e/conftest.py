@@ -69,6 +69,8 @@ def spec(state_home: Path) -> ClusterSpec:
             "model.dtype=float32",  # tokens are compared: in float32 no two logits are ever equal
             "transport.timeout_s=2",
             "membership.silence_s=4",
+            # one for the test that runs while the other gets ready for the next
+            "warm_workers=2",
             "attention.max=3",
             "attention.resources.cpus=0.2",
             "ffn.max=5",
