@@ -1,8 +1,8 @@
 """What the planner needs from one attention and one FFN worker: stage times, and runs to replay.
 
 Lanes are fixed and nothing is chosen while it measures, so that every figure says of which batch,
-context and number of lanes it is. ``stages`` is what latencies are fitted to; ``runs`` are what the
-simulator is then held against (``benchmarks.replay``).
+context and number of lanes it is. ``stages`` is what latencies are fitted to; what ``run``
+returns is what the simulator is then held against (``benchmarks.replay``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ LANES = (1, 2, 3)
 CONTEXTS = (32, 160)
 MOST_CONTEXT = 9_000
 """Context tokens of a step; computing the prompts of more takes minutes on one core."""
-TURNS = 3
+TURNS = 6
+LONG_TURN = 1
 OUTPUTS = (40, 8)
 """Longest and shortest answer of a run to replay, evenly spread over its requests; one alone gets
 the longest."""
@@ -37,15 +38,18 @@ def prompts(batch: int, length: int, seed: int) -> list[list[int]]:
 def in_turns(
     engine: Remote, layers: int, batches: Sequence[int], lanes: dict[int, int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """``stages`` and ``runs`` by turns, so that both see the same machine: its speed drifts.
+    """``stages`` and ``run`` by turns and batches, so that both see the same machine.
 
-    Long prompts, which take most of the time, have one turn only.
+    Its speed drifts by a third within a minute: what is compared is measured within seconds, and
+    often. Long prompts, which take most of the time, have one turn only.
     """
     samples: list[dict[str, Any]] = []
     replayed: list[dict[str, Any]] = []
     for turn in range(TURNS):
-        samples += stages(engine, layers, batches, CONTEXTS if turn == 1 else CONTEXTS[:1])
-        replayed += runs(engine, batches, lanes)
+        contexts = CONTEXTS if turn == LONG_TURN else CONTEXTS[:1]
+        for batch in batches:
+            samples += stages(engine, layers, [batch], contexts)
+            replayed.append(run(engine, batch, lanes[batch], seed=turn))
     return samples, replayed
 
 
@@ -73,14 +77,14 @@ def stages(
             for lanes in (lanes for lanes in LANES if lanes <= batch):
                 engine.set_lanes(lanes)
                 engine.record()
-                run = engine.generate(prompts(batch, context, lanes), tokens)
+                done = engine.generate(prompts(batch, context, lanes), tokens)
                 kept = engine.recorded()
                 tokens_each = context + tokens / 2
                 rows += _stage_rows(kept, batch, lanes, tokens_each, layers)
                 rows.append(
                     {
                         "stage": "step",
-                        "seconds": full_step_seconds(run, batch),
+                        "seconds": full_step_seconds(done, batch),
                         "load": batch * tokens_each,
                         "requests": batch,
                         "lanes": lanes,
@@ -90,42 +94,34 @@ def stages(
     return rows
 
 
-def runs(
-    engine: Remote, batches: Sequence[int], lanes: dict[int, int], *, repeats: int = 2
-) -> list[dict[str, Any]]:
-    """Whole runs: ``batch`` requests at once, answers of different lengths, prefill included.
+def run(engine: Remote, batch: int, lanes: int, seed: int) -> dict[str, Any]:
+    """A whole run: ``batch`` requests at once, answers of different lengths, prefill included.
 
     Args:
-        lanes: batch -> lanes of its steps.
+        lanes: of its steps.
+        seed: of the prompts.
 
     Returns:
-        Per batch and repetition: what was asked for, seconds in all, and TPOT percentiles in
-        seconds over its requests.
+        What was asked for, seconds in all, and TPOT percentiles in seconds over its requests.
     """
-    found = []
-    for batch in batches:
-        outputs = [int(length) for length in np.linspace(*OUTPUTS, batch).round()]
-        engine.set_lanes(lanes[batch])
-        for repeat in range(repeats):
-            run = engine.generate(prompts(batch, CONTEXTS[0], repeat), outputs)
-            tpot = [
-                (last - first) / (length - 1)
-                for first, last, length in zip(run.first, run.last, outputs, strict=True)
-            ]
-            p50, p90 = np.percentile(tpot, (50, 90))
-            found.append(
-                {
-                    "batch": batch,
-                    "lanes": lanes[batch],
-                    "prompt": CONTEXTS[0],
-                    "outputs": outputs,
-                    "seconds": run.seconds,
-                    "tpot_p50_s": float(p50),
-                    "tpot_p90_s": float(p90),
-                }
-            )
+    outputs = [int(length) for length in np.linspace(*OUTPUTS, batch).round()]
+    engine.set_lanes(lanes)
+    done = engine.generate(prompts(batch, CONTEXTS[0], seed), outputs)
     engine.set_lanes(None)
-    return found
+    tpot = [
+        (last - first) / (length - 1)
+        for first, last, length in zip(done.first, done.last, outputs, strict=True)
+    ]
+    p50, p90 = np.percentile(tpot, (50, 90))
+    return {
+        "batch": batch,
+        "lanes": lanes,
+        "prompt": CONTEXTS[0],
+        "outputs": outputs,
+        "seconds": done.seconds,
+        "tpot_p50_s": float(p50),
+        "tpot_p90_s": float(p90),
+    }
 
 
 def full_step_seconds(run: Run, batch: int) -> float:
