@@ -112,11 +112,10 @@ class Calibrator:
     def _with_load(self, model: Model, snapshot: Snapshot) -> Model:
         """Moments of the live load: contexts of those that run, else of those that have ended."""
         old = self._raw or model
-        live = snapshot.kv_tokens / snapshot.batch if snapshot.batch > 0 else math.nan
         prompt, output, cached = self._measured.lengths
         return replace(
             model,
-            theta=_known(live, snapshot.theta, old.theta),
+            theta=_known(snapshot.context, snapshot.theta, old.theta),
             nu2=_known(snapshot.nu2, old.nu2),
             prompt_mean=_known(prompt, snapshot.prompt_mean),
             output_mean=_known(output, snapshot.output_mean),

@@ -52,9 +52,8 @@ def with_moments(model: Model, snapshot: Snapshot) -> Model:
     known = {
         name: value for name in _MOMENTS if math.isfinite(value := float(getattr(snapshot, name)))
     }
-    live = snapshot.kv_tokens / snapshot.batch if snapshot.batch > 0 else math.nan
-    if math.isfinite(live):  # as the live calibrator: contexts of those that run come first
-        known["theta"] = live
+    if math.isfinite(snapshot.context):  # those that run come first, as in the live calibrator
+        known["theta"] = snapshot.context
     return replace(model, **known) if known else model  # type: ignore[arg-type]
 
 

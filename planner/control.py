@@ -89,6 +89,11 @@ class Snapshot:
     imbalance: float = float("nan")
     age: float = 0.0
 
+    @property
+    def context(self) -> float:
+        """Mean context tokens of the requests that run; nan where next to nothing runs."""
+        return self.kv_tokens / self.batch if self.batch > 1e-3 else float("nan")
+
 
 class Policy(Protocol):
     """Decides how many workers there shall be.

@@ -24,9 +24,6 @@ class Times(NamedTuple):
 
 UNKNOWN = Times(math.nan, math.nan)
 
-BELIEVED = 0.5
-"""Share of the measured TPOT that a model has to expect here to be asked about elsewhere."""
-
 
 class Ahead:
     """Predictions for one view, at its rate of arrivals; each is worked out once."""
@@ -60,16 +57,6 @@ class Ahead:
             for old, new in zip(now, then, strict=True)
         )
         return Times(*ratios)
-
-    def better(self, counts: Counts) -> bool:
-        """Whether TPOT would be no worse there; True where the model has no say.
-
-        It has none where it expects much less than what is measured: after a change of what comes,
-        the lengths that it knows are those of the requests before, until new ones have ended.
-        """
-        s = self._view.snapshot
-        here, then = self.expected(Counts(s.attention, s.ffn)).tpot, self.expected(counts).tpot
-        return here < BELIEVED * s.tpot.p50 or not then > here
 
     def _predict(self, counts: Counts) -> Times:
         model, system = self._view.model, self._view.system

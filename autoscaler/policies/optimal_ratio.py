@@ -251,8 +251,7 @@ def _load(view: View, model: Model, drain: float) -> _Load | None:
     come first.
     """
     s = view.snapshot
-    live = s.kv_tokens / s.batch if s.batch > 0 else math.nan
-    theta = _first(live, s.theta, model.theta, context_of(model) or math.nan)
+    theta = _first(s.context, s.theta, model.theta, context_of(model) or math.nan)
     if not theta > 0:
         return None
     known = replace(

@@ -22,6 +22,10 @@ from autoscaler.reasons import Reason
 Role = Literal["attention", "ffn"]
 ROLES: tuple[Role, Role] = ("attention", "ffn")
 
+SETTLED = 0.5
+"""Share of the requests that were there at a change that must have been answered before the next
+shift: what it does shows in the latencies of those that come after it."""
+
 
 class SLOFeedbackParameters(policy.Parameters):
     """When it reacts, and how strongly."""
@@ -52,7 +56,7 @@ class SLOFeedbackParameters(policy.Parameters):
     """The most workers that change sides at once when the budget allows no more."""
 
     full: float = Field(default=0.9, gt=0, le=1)
-    """Share of the KV room, or of the slots, that counts as full."""
+    """Share of the KV room, of the slots, or of a side's time that counts as full."""
 
     samples: int = Field(default=5, ge=1)
     """Percentiles over fewer requests than this are taken at the median, which one slow request
@@ -78,22 +82,34 @@ class SLOFeedback:
         self.parameters = parameters
         self._streaks: dict[str, int] = {}
         self._seen: Counts | None = None
+        self._unsettled = 0.0
+        self._before = math.inf
 
     def propose(self, view: View) -> Proposal:
         """More of a side, less of one, or a shift; what has been wanted for long enough."""
-        if view.there != self._seen:
-            # What was wanted of other numbers of workers says little about these.
-            self._seen, self._streaks = view.there, {}
+        self._settle(view)
         p = self.parameters
         now = measure(view, p.samples, p.full)
         if now.worst > p.high:
             return self._more(view, now)
+        if self._lopsided(view, now):
+            return self._shift(view, now)
         if not speaks(view.snapshot):
             self._streaks = {}
             return Proposal(detail="no latencies were measured")
         if idle(view.snapshot):
             return self._rest(view)
         return self._less(view, now)
+
+    def _settle(self, view: View) -> None:
+        """Forget what was wanted of other numbers of workers: it says little about these."""
+        s = view.snapshot
+        if view.there != self._seen:
+            first, self._seen, self._streaks = self._seen is None, view.there, {}
+            self._unsettled = 0.0 if first else SETTLED * (s.running + s.waiting)
+        elif s.window > 0:
+            self._unsettled -= s.completed / s.window * max(0.0, s.now - self._before)
+        self._before = s.now
 
     # -- what to do --------------------------------------------------------------------------------
 
@@ -147,6 +163,11 @@ class SLOFeedback:
         best = view.there
         if s.attention_preparing or s.ffn_preparing:
             pass  # what is under way comes first
+        elif self._unsettled > 0:
+            self._streaks = {}
+            return Proposal(
+                detail=f"{now}; {self._unsettled:.0f} requests from before the last change to come"
+            )
         elif max(now.kv, now.refused) > p.high:
             best = self._roomier(view, now)
         elif abs(s.attention_busy - s.ffn_busy) > p.margin:
@@ -217,26 +238,36 @@ class SLOFeedback:
         slower = Ahead(view).slower(Counts(s.attention, s.ffn - 1)).tpot
         return split if now.tpot * slower < self.parameters.low else view.there
 
+    def _lopsided(self, view: View, now: Saturation) -> bool:
+        """Whether one side of a fixed budget is full and the other not: latencies will follow."""
+        s, p = view.snapshot, self.parameters
+        busier, other = max(s.attention_busy, s.ffn_busy), min(s.attention_busy, s.ffn_busy)
+        tight = view.limits.fixed is not None and now.worst > p.low
+        return tight and busier > p.full and busier - other > 2 * p.margin
+
     def _balanced(self, view: View) -> Counts:
         """The split within reach whose busier side is the least busy, for what each move brings.
 
-        A side's work is its busy share times its workers. A move that is not clearly better than
-        the one before is not taken, so shifts end near balance and don't go back and forth.
+        A side's work is its busy share times its workers; of the busier side as much more as more
+        is asked for than done. A move that is not clearly better than the one before is not taken,
+        so shifts end near balance and don't go back and forth.
         """
         s, limits, here, p = view.snapshot, view.limits, view.there, self.parameters
-        sign = 1 if s.attention_busy > s.ffn_busy else -1
-        ahead = Ahead(view)
-        best, least, moves = here, max(s.attention_busy, s.ffn_busy), 0
+        to_attention = s.attention_busy > s.ffn_busy
+        asked = s.arrival_rate * s.output_mean
+        more = asked / s.tokens_rate if s.tokens_rate > 0 and asked > s.tokens_rate else 1.0
+        attention = s.attention_busy * here.attention * (more if to_attention else 1.0)
+        ffn = s.ffn_busy * here.ffn * (1.0 if to_attention else more)
+        best, least = here, max(attention / here.attention, ffn / here.ffn)
         for moved in range(1, min(p.shift, limits.max_step) + 1):
+            sign = 1 if to_attention else -1
             split = Counts(here.attention + sign * moved, here.ffn - sign * moved)
             if not limits.allow(split):
                 break
-            busiest = max(
-                s.attention_busy * here.attention / split.attention,
-                s.ffn_busy * here.ffn / split.ffn,
-            )
-            if busiest < least - p.margin / 2 * (moved - moves) and ahead.better(split):
-                best, least, moves = split, busiest, moved
+            busiest = max(attention / split.attention, ffn / split.ffn)
+            if busiest >= least - p.margin / 2:
+                break
+            best, least = split, busiest
         return best
 
     def _persist(self, wishes: list[str], ticks: int) -> list[str]:

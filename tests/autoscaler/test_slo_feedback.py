@@ -233,12 +233,39 @@ def test_a_full_budget_shifts_too():
     assert wanted(settled(seen, Limits(max_total=8))) == Counts(6, 2)
 
 
-def test_a_model_may_veto_a_shift():
-    slow_experts = replace(
-        MODEL, latencies=replace(MODEL.latencies, ffn=Linear(1e-2, 0.001)), output_mean=10.0
-    )
-    seen = snapshot(tpot=0.2, attention_busy=0.9, ffn_busy=0.3, arrival_rate=2.0)
-    assert wanted(settled(seen, EIGHT, model=slow_experts)) == Counts(4, 4)
+def test_a_side_that_is_full_is_helped_before_targets_are_missed():
+    full = {"attention_busy": 0.97, "ffn_busy": 0.4}
+    assert wanted(settled(snapshot(tpot=0.08, **full), EIGHT)) == Counts(5, 3)
+    # a light load keeps the side that steps alone busy too
+    assert wanted(settled(snapshot(tpot=0.05, **full), EIGHT)) == Counts(4, 4)
+    assert wanted(settled(snapshot(tpot=0.08, attention_busy=0.97, ffn_busy=0.8), EIGHT)) == FOUR
+
+
+def test_what_piles_up_is_work_of_the_busier_side():
+    """1.0 busy says nothing of how much more would be needed: what is asked over what is done."""
+    busy = {"tpot": 0.3, "attention": 6, "ffn": 2, "attention_busy": 0.2, "ffn_busy": 1.0}
+    keeps_up = snapshot(**busy, arrival_rate=10.0, output_mean=40.0, tokens_rate=400.0)
+    behind = replace(keeps_up, tokens_rate=200.0)
+    limits = replace(EIGHT, max_step=4)
+    found = [
+        wanted(settled(seen, limits, judge=policy(shift=4)), Counts(6, 2))
+        for seen in (keeps_up, behind)
+    ]
+    assert found == [Counts(3, 5), Counts(2, 6)]
+
+
+def test_the_next_shift_waits_for_what_the_last_one_does():
+    """Requests from before it are slow whatever is done now: half of them have to be answered."""
+    judge = policy()
+    first = snapshot(tpot=0.3, attention_busy=0.9, ffn_busy=0.3, running=40, waiting=0)
+    assert wanted(settled(first, EIGHT, judge=judge)) == Counts(6, 2)
+    shifted = replace(first, attention=6, ffn=2, attention_busy=0.3, ffn_busy=0.95)
+    asked = []
+    for tick in range(12):
+        seen = replace(shifted, now=shifted.now + 1.0 + tick, window=5.0, completed=20)
+        asked.append(wanted(judge.propose(view(seen, EIGHT)), Counts(6, 2)))
+    assert asked[:6] == [Counts(6, 2)] * 6  # 20 of 40 are answered after five seconds
+    assert asked[-1] == Counts(4, 4)
 
 
 @settings(max_examples=40)
