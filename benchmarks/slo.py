@@ -49,7 +49,7 @@ DEVICES = (
     "emulate.attention={a_s: 9.2e-6, b_s: 8.0e-3}",
     "emulate.ffn={a_s: 5.66e-4, b_s: 1.0e-3}",
     "emulate.transfer={a_s: 0.0, b_s: 5.0e-4}",
-    "lanes=2",
+    "lanes=1",
 )
 """Per layer. Chosen in the planner's simulator so that the scenario's phases want different splits,
 and so slow that the machine's own work hides behind them."""
