@@ -125,6 +125,18 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
+def throughput(scenario: Scenario, outcomes: Sequence[Outcome]) -> float:
+    """Output tokens per second of complete answers, from the start until the last; nan without."""
+    done = [
+        (asked.output, outcome.ended)
+        for asked, outcome in zip(scenario.asked, outcomes, strict=True)
+        if outcome.complete
+    ]
+    if not done:
+        return math.nan
+    return round(sum(tokens for tokens, _ in done) / max(ended for _, ended in done), 2)
+
+
 def attainment(outcomes: Sequence[Outcome]) -> float:
     """Share of requests that met both targets; nan without any."""
     if not outcomes:

@@ -131,8 +131,7 @@ def run(
     checkpoint = check_model(spec)
     for one in runs:
         with suppress(ValueError):  # somebody's own spec, without emulated devices
-            simulated = slo_model.repeat(scenario, spec, targets, one, checkpoint)
-            one.simulated = judging.attainment(simulated)
+            one.simulated = slo_model.repeat(scenario, spec, targets, one, checkpoint)
     report = make_report(
         "slo",
         summary(scenario, runs, targets) | {"cpu_in_use_before_percent": company},
@@ -193,6 +192,7 @@ def _perform(stage: Stage, scenario: Scenario, one: Run, targets: Targets) -> No
         finally:
             load.close()
             launch.pause(name)
+    one.model = launch.model(name)
     one.outcomes = judging.judge(scenario, streams, targets, one.began)
     one.counts = list(counts)
     seconds = math.ceil(max([scenario.seconds, *(s.ended - one.began for s in streams)]))

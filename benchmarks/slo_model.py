@@ -6,6 +6,7 @@ The mapping is that of ``replay``: asynchronous boarding, joint steps, prefill i
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -82,12 +83,18 @@ def rehearse(
 def repeat(
     scenario: Scenario, spec: ClusterSpec, targets: Targets, run: Run, checkpoint: Checkpoint
 ) -> list[Outcome]:
-    """What the simulator makes of every request when the changes are those that a run has made."""
+    """What the simulator makes of every request when the changes are those that a run has made.
+
+    By the latencies that the run's own controller had fitted at its end, else by those emulated.
+    """
     events = [
         Scale(max(0.0, change.at - CHANGE.prepare_ffn), change.attention, change.ffn)
         for change in run.changes
     ]
-    return _simulated(scenario, spec, targets, run, checkpoint, None, events)[0]
+    known = None
+    if run.model is not None:
+        known = Latencies.from_json(json.dumps(run.model["latencies"]))
+    return _simulated(scenario, spec, targets, run, checkpoint, None, events, known)[0]
 
 
 def _simulated(
@@ -98,6 +105,7 @@ def _simulated(
     checkpoint: Checkpoint,
     policy: Simulated | None,
     events: Sequence[Scale] = (),
+    known: Latencies | None = None,
 ) -> tuple[list[Outcome], list[Change]]:
     lanes = spec.lanes if isinstance(spec.lanes, int) else 1
     slots = system_of(spec).slots
@@ -106,7 +114,7 @@ def _simulated(
     counts = [run.begin[1]] if not events and policy is None else range(2, spec.ffn.max)
     spread = [uneven(spec, checkpoint, count) for count in counts]
     cluster = Cluster(
-        latencies(spec, checkpoint),
+        known or latencies(spec, checkpoint),
         attention=run.begin[0],
         ffn=run.begin[1],
         batch=max(1, slots // lanes),

@@ -66,7 +66,7 @@ def print_runs(report: dict[str, Any], scenario: Scenario, runs: Sequence[Run]) 
                 one.name,
                 one.attainment,
                 *(judging.attainment(part) for part in _parts(scenario, one)),
-                one.simulated,
+                judging.attainment(one.simulated),
                 f"{_ms(whole['tpot_p50_s'])} / {_ms(whole['tpot_p90_s'])}",
                 _ms(whole["ttft_p90_s"]),
                 " ".join(map(str, by_phase(scenario, one))) if one.policy else None,
@@ -77,6 +77,13 @@ def print_runs(report: dict[str, Any], scenario: Scenario, runs: Sequence[Run]) 
     columns = ("run", "attainment", *names, "simulated", "TPOT p50 / p90", "TTFT p90")
     columns += ("changes by phase", "unfinished", "lost")
     print_table(f"slo: {scenario.name} ({NOTE})", columns, rows)
+    replayed = [one for one in runs if one.simulated]
+    if replayed:
+        print_table(
+            "measured → simulated, with the latencies that the controller had fitted",
+            ("run", "tokens/s", "TPOT p50 ms", "TPOT p90 ms"),
+            [(one.name, *_beside(scenario, one)) for one in replayed],
+        )
     print_summary(report)
 
 
@@ -212,9 +219,10 @@ def _bars(axis: Any, runs: Sequence[Run]) -> None:
     )
     axis.bar_label(bars, [f"{value:.0%}" for value in values], fontsize=8, padding=2)
     for index, one in enumerate(order):
-        if not math.isnan(one.simulated):
+        if one.simulated:
             label = "in the simulator" if not index else None
-            axis.plot([index], [one.simulated], "_", color="black", ms=22, label=label)
+            share = judging.attainment(one.simulated)
+            axis.plot([index], [share], "_", color="black", ms=22, label=label)
     axis.set_ylim(0, 1.08)
     axis.set_ylabel("requests within\nboth targets")
     axis.grid(axis="x", visible=False)
@@ -235,7 +243,12 @@ def _run(scenario: Scenario, one: Run) -> dict[str, Any]:
         "policy": one.policy,
         "begins_at": f"{one.begin[0]}A{one.begin[1]}F",
         **judging.figures(one.outcomes),
-        "simulated_attainment": one.simulated,
+        "tokens_per_second": judging.throughput(scenario, one.outcomes),
+        "simulated": judging.figures(one.simulated)
+        | {"tokens_per_second": judging.throughput(scenario, one.simulated)}
+        if one.simulated
+        else None,
+        "model": one.model,
         "phases": [
             {"name": name, **judging.figures(part)}
             for (_, name), part in zip(scenario.phases, _parts(scenario, one), strict=True)
@@ -265,6 +278,16 @@ def _requests_by_phase(scenario: Scenario) -> list[int]:
         sum(begin <= asked.at < end for asked in scenario.asked)
         for (begin, _), end in zip(scenario.phases, ends, strict=True)
     ]
+
+
+def _beside(scenario: Scenario, one: Run) -> list[str]:
+    """Throughput and TPOT percentiles, measured and simulated."""
+    pairs = [
+        (judging.throughput(scenario, one.outcomes), judging.throughput(scenario, one.simulated))
+    ]
+    measured, simulated = judging.figures(one.outcomes), judging.figures(one.simulated)
+    pairs += [(measured[key] * 1e3, simulated[key] * 1e3) for key in ("tpot_p50_s", "tpot_p90_s")]
+    return [f"{seen:.0f} → {said:.0f} {said / seen - 1:+.0%}" for seen, said in pairs]
 
 
 def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:

@@ -5,7 +5,6 @@ Plain data and pure functions. Not for performing them: see ``slo``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -37,8 +36,9 @@ class Run:
         begin: attention and FFN actors at the start.
         began: Unix time.
         outcomes: one per request.
-        simulated: attainment in the planner's simulator, the same changes at the same times; nan:
-            not asked.
+        simulated: the outcomes in the planner's simulator, the same changes at the same times, by
+            the fitted model; empty: not asked.
+        model: the controller's latency model at the end, as plain data; None: there was none.
         changes: those that were carried out, in order.
         refused: changes that were rolled back, as text.
         counts: actors that served, by Unix time.
@@ -51,7 +51,8 @@ class Run:
     begin: tuple[int, int]
     began: float = 0.0
     outcomes: list[Outcome] = field(default_factory=list)
-    simulated: float = math.nan
+    simulated: list[Outcome] = field(default_factory=list)
+    model: dict[str, Any] | None = None
     changes: list[Change] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)

@@ -154,7 +154,7 @@ def finished(policy: float = 0.9, best: float = 0.7) -> list[Run]:
         share = policy if run.policy else best - 0.1 * number
         good = round(20 * max(0.0, share))
         rows = [outcome(1.5 * i, met=i < good, phase=min(2, i // 7)) for i in range(20)]
-        run.outcomes, run.simulated, run.rate = rows, 0.5, [5] * 31
+        run.outcomes, run.simulated, run.rate = rows, rows, [5] * 31
         if run.policy:
             run.changes = [Change(3.0, 3, 5, 2.0), Change(13.0, 5, 3, 2.0), Change(23.0, 3, 5)]
     return runs
