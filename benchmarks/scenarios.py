@@ -138,10 +138,10 @@ class Scenario:
 
 
 # The kinds of requests. The embedded model has room for 1024 tokens.
-CHAT = Phase("chat", 60.0, 4.2, prompt=(48, 80), output=(34, 62))
-LONG = Phase("long-context", 80.0, 3.5, prompt=(8, 24), output=(22, 42), shared=512, groups=2)
-CODING = Phase("coding", 60.0, 3.0, prompt=(64, 192), output=(48, 112), shared=128, groups=4)
-AGENTIC = Phase("agentic", 60.0, 3.0, prompt=(16, 64), output=(16, 48), shared=512, groups=4)
+CHAT = Phase("chat", 120.0, 5.5, prompt=(48, 80), output=(34, 62))
+LONG = Phase("long-context", 160.0, 4.6, prompt=(8, 24), output=(22, 42), shared=512, groups=2)
+CODING = Phase("coding", 120.0, 3.0, prompt=(64, 192), output=(48, 112), shared=128, groups=4)
+AGENTIC = Phase("agentic", 120.0, 3.0, prompt=(16, 64), output=(16, 48), shared=512, groups=4)
 
 
 def _shift(quick: bool) -> list[Phase]:

@@ -43,13 +43,13 @@ SLOTS = 128
 ROOM = 1024
 """Tokens of a request, prompt and answer, that the embedded model is set up for."""
 
-TARGETS = Targets(ttft_s=2.0, tpot_s=0.33)
+TARGETS = Targets(ttft_s=4.0, tpot_s=0.56)
 
 DEVICES = (
-    "emulate.attention={a_s: 9.2e-6, b_s: 8.0e-3}",
-    "emulate.ffn={a_s: 5.66e-4, b_s: 1.0e-3}",
-    "emulate.transfer={a_s: 0.0, b_s: 5.0e-4}",
-    "lanes=1",
+    "emulate.attention={a_s: 9.2e-6, b_s: 16.0e-3}",
+    "emulate.ffn={a_s: 5.66e-4, b_s: 2.0e-3}",
+    "emulate.transfer={a_s: 0.0, b_s: 1.0e-3}",
+    "lanes=2",
 )
 """Per layer. Chosen in the planner's simulator so that the scenario's phases want different splits,
 and so slow that the machine's own work hides behind them."""
@@ -62,19 +62,19 @@ SET_UP = (
     # Three copies of each expert: of one copy each, 2 of 8 experts are the share of the busiest of
     # 5, 6 or 7 actors as much as that of 4.
     "ffn.redundant_experts=16",
-    "membership.drain_s=4",
+    "membership.drain_s=8",
     # Queues are what is measured here; nobody is lost because he is slow.
     "membership.silence_s=20",
     "frontend.max_requests=8192",
     "metrics.port=0",
     "autoscaler.mode=on",
-    "autoscaler.interval_s=1",
-    "autoscaler.window_s=5",
+    "autoscaler.interval_s=2",
+    "autoscaler.window_s=10",
     f"autoscaler.min_total={BUDGET}",
     f"autoscaler.max_total={BUDGET}",
     "autoscaler.max_step=3",
-    "autoscaler.cooldown_s=6",
-    "autoscaler.shrink_cooldown_s=20",
+    "autoscaler.cooldown_s=12",
+    "autoscaler.shrink_cooldown_s=40",
 )
 WARM_UP_S = 12.0
 SETTLE_S = 4.0

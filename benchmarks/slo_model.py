@@ -32,7 +32,7 @@ KV_BLOCK = 128
 OUTSIDE_S = 0.012
 """Real work of a step outside of its layers (scheduling, sampling, messages), about."""
 
-CHANGE = ChangeTimes(prepare_attention=2.0, prepare_ffn=2.0, commit_pause=0.05, drain_deadline=4.0)
+CHANGE = ChangeTimes(prepare_attention=2.0, prepare_ffn=2.0, commit_pause=0.05, drain_deadline=8.0)
 """How long changes take with warm workers, about."""
 
 GRACE_S = 60.0
