@@ -147,10 +147,11 @@ def _stage_rows(
             sizes[size].append(seconds)
         for size, times in sizes.items():
             row = {"stage": stage, "seconds": statistics.median(times), "layers": layers}
-            if size > batch:  # prompts, whose attention is another
-                if stage == "attention":
-                    yield {**row, "stage": "prefill", "load": size}
+            prompts_too = size > batch
+            if stage == "attention" and prompts_too:  # whose attention is another
+                yield {**row, "stage": "prefill", "load": size}
             elif stage == "attention":
                 yield {**row, "load": size * tokens_each, "requests": size}
-            elif stage == "ffn" or lanes == 1:
+            # To experts a token is a token; frames of prompts share the wire with the next ones.
+            elif stage == "ffn" or (lanes == 1 and not prompts_too):
                 yield {**row, "load": size}

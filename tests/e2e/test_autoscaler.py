@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import ray
 from typer.testing import CliRunner
 
 from afflux.main import app
@@ -124,6 +125,26 @@ def back(deployment: Controlled, pid: int) -> bool:
     except Exception:  # it restarts
         return False
     return state["pid"] != pid and state["last"] is not None
+
+
+def test_a_role_without_room_is_held_and_the_other_adjusted(deployment: Controlled) -> None:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    free = ray.available_resources()["CPU"]
+    hog = placement_group([{"CPU": free - 0.1}])
+    try:
+        ray.get(hog.ready(), timeout=30)
+        launch.set_policy(deployment.name, "static", {"attention": 2}, "on")
+        until(
+            lambda: "cannot_place" in deployment.newest().reasons,
+            "it says that there is no room",
+        )
+        assert len(deployment.actors("attention")) == 1
+        launch.set_policy(deployment.name, parameters={"attention": 2, "ffn": 1})
+        report = deployment.decided("the other role is adjusted", target="1A1F", outcome="done")
+        assert "cannot_place" in report.reasons
+    finally:
+        remove_placement_group(hog)
 
 
 def test_a_bad_policy_changes_nothing(deployment: Controlled) -> None:
