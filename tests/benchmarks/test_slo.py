@@ -20,6 +20,7 @@ from benchmarks.attainment import (
     figures,
     judge,
     reversals,
+    throughput,
     tpot_over_time,
 )
 from benchmarks.load import Stream
@@ -104,6 +105,13 @@ def test_whoever_got_no_whole_answer_has_missed():
 def test_attainment_counts_every_request():
     assert attainment([outcome(), outcome(), outcome(met=False), outcome(lost=True)]) == 0.5
     assert math.isnan(attainment([]))
+
+
+def test_throughput_counts_complete_answers_until_the_last():
+    three = scenario(asked(0.0, 10), asked(1.0, 10), asked(2.0, 10))
+    rows = [outcome(0.0), outcome(1.0), outcome(2.0, lost=True)]
+    assert throughput(three, rows) == 10.0  # two answers, the last ended after 2 s
+    assert math.isnan(throughput(three, [outcome(lost=True)] * 3))
 
 
 def test_tpot_over_time_shows_what_never_ended():
