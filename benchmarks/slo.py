@@ -203,7 +203,7 @@ def _perform(stage: Stage, scenario: Scenario, one: Run, targets: Targets) -> No
     changes = [change for change in stage.changes() if change.number > known]
     _note_changes(one, changes)
     if one.policy:
-        reports = launch.decisions(name, since=decided, limit=1000, acted=True)
+        reports = launch.decisions(name, since=decided, limit=1000)
         one.decisions = [report.model_dump(mode="json") for report in reports]
 
 

@@ -42,7 +42,7 @@ class Run:
         changes: those that were carried out, in order.
         refused: changes that were rolled back, as text.
         counts: actors that served, by Unix time.
-        decisions: what the controller ordered, and why.
+        decisions: what the controller decided at each tick, and why.
         rate: output tokens by second.
     """
 
