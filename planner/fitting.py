@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _STEP_SIGMA = 0.05
-"""Relative error of a measured step that is taken for noise."""
+"""Relative error of the steps measured most often that is taken for noise."""
 _STAGE_SIGMA = 0.1
 """How far off a stage's times may be at least, relative: running means, disturbed now and then."""
 _MOST_FACTOR = 10.0
@@ -319,7 +319,7 @@ def _typical(steps: Sequence[Sample]) -> list[Sample]:
         known = [step.load for step in group if step.load is not None]
         middle = float(np.median([step.seconds for step in group]))
         load = float(np.mean(known)) if known else None
-        middles.append(replace(group[0], seconds=middle, load=load))
+        middles.append(replace(group[0], seconds=middle, load=load, count=len(group)))
     picked = np.linspace(0, len(middles) - 1, min(len(middles), _MOST_STEPS)).astype(int)
     return [middles[index] for index in picked]
 
@@ -365,6 +365,9 @@ class _Steps:
     def __init__(self, base: Latencies, steps: Sequence[Sample]):
         tokens, requests = np.array([_step_load(step) for step in steps]).T
         self.measured = np.array([step.seconds for step in steps])
+        counts = np.array([step.count for step in steps], dtype=float)
+        # What was measured once among what was measured often is known less well
+        self.sigma = _STEP_SIGMA * np.sqrt(counts.max() / counts)
         self.requests = requests
         self.lanes = np.array([step.lanes for step in steps], dtype=float)
         self.attention = base.t_attention(tokens / self.lanes, requests / self.lanes)
@@ -401,7 +404,7 @@ def _calibrate(
 
     def residuals(vector: Any) -> Any:
         errors = np.log(steps.predict(of(vector)) / steps.measured)[counted]
-        return np.concatenate([errors / _STEP_SIGMA, vector[:3] / holds])
+        return np.concatenate([errors / steps.sigma[counted], vector[:3] / holds])
 
     reach = math.log(_MOST_FACTOR)
     bounds = ([-reach] * 3 + [0.0, 0.0], [reach] * 3 + [1.0, 1.0])

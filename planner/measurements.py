@@ -32,6 +32,7 @@ class Sample:
     load: float | None  # tokens for attention and step, requests for ffn and transfer
     requests: float | None = None
     lanes: int = 1
+    count: int = 1  # measurements that it is the median of
 
 
 def read_telemetry(path: str | Path) -> Iterator[Mapping[str, Any]]:

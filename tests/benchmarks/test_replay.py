@@ -106,13 +106,14 @@ def test_rows_of_decode_and_of_prompts_are_told_apart():
     kept = {
         "attention": [(4.0, 1.0), (4.0, 3.0), (4.0, 2.0), (512.0, 9.0)],
         "ffn": [(4.0, 5.0), (512.0, 50.0)],
-        "transfer": [(4.0, 0.5)],
+        "transfer": [(4.0, 0.5), (512.0, 5.0)],
     }
     rows = list(_stage_rows(kept, batch=8, lanes=2, tokens_each=100.0, layers=3))
     assert rows == [
         {"stage": "attention", "seconds": 2.0, "layers": 3, "load": 400.0, "requests": 4.0},
         {"stage": "prefill", "seconds": 9.0, "layers": 3, "load": 512.0},
         {"stage": "ffn", "seconds": 5.0, "layers": 3, "load": 4.0},
+        {"stage": "ffn", "seconds": 50.0, "layers": 3, "load": 512.0},  # a token is a token
     ]
     assert [r["stage"] for r in _stage_rows(kept, 8, 1, 100.0, 3)].count("transfer") == 1
 

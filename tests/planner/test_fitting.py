@@ -262,6 +262,19 @@ def test_stages_that_measure_too_much_are_calibrated() -> None:
     assert any(note.startswith("ffn is 0.") for note in report.notes)
 
 
+def test_a_step_measured_once_counts_less_than_those_measured_often() -> None:
+    exact = telemetry(steps=False)
+    steps = [row for row in telemetry() if row["stage"] == "step"]
+    odd = {**steps[0], "load": 9 * steps[0]["load"], "seconds": 1.6 * steps[0]["seconds"]}
+
+    def worst(times: int) -> float:
+        rows = exact + steps * times + [odd]
+        _, report = latencies_from_telemetry(rows, max_knots=0)
+        return max(abs(step.error) for step in report.steps if step.tokens != odd["load"])
+
+    assert worst(6) < worst(1) and worst(6) < 0.02
+
+
 def test_steps_of_several_lanes_overlap() -> None:
     assert step_time(TRUE, 0, 64, 2) == pytest.approx(2 * TRUE.t_ffn(32.0))
     alone = TRUE.t_attention(0, 1) + TRUE.t_ffn(1) + TRUE.t_transfer(1)
