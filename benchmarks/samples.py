@@ -21,8 +21,8 @@ LANES = (1, 2, 3)
 CONTEXTS = (32, 160)
 MOST_CONTEXT = 9_000
 """Context tokens of a step; computing the prompts of more takes minutes on one core."""
-TURNS = 6
-LONG_TURN = 1
+TURNS, LONG_TURN = 6, 1
+"""How often all is measured, and the turn in which long prompts are too."""
 OUTPUTS = (40, 8)
 """Longest and shortest answer of a run to replay, evenly spread over its requests; one alone gets
 the longest."""

@@ -32,8 +32,8 @@ KV_BLOCK = 128
 OUTSIDE_S = 0.012
 """Real work of a step outside of its layers (scheduling, sampling, messages), about."""
 
-CHANGE = ChangeTimes(prepare_attention=2.0, prepare_ffn=2.0, commit_pause=0.05, drain_deadline=8.0)
-"""How long changes take with warm workers, about."""
+PREPARE_S, PAUSE_S = 2.0, 0.05
+"""How long a change takes with warm workers, about, and how long its commit holds up steps."""
 
 GRACE_S = 60.0
 
@@ -88,7 +88,7 @@ def repeat(
     By the latencies that the run's own controller had fitted at its end, else by those emulated.
     """
     events = [
-        Scale(max(0.0, change.at - CHANGE.prepare_ffn), change.attention, change.ffn)
+        Scale(max(0.0, change.at - PREPARE_S), change.attention, change.ffn)
         for change in run.changes
     ]
     known = None
@@ -125,7 +125,7 @@ def _simulated(
         imbalance=sum(spread) / len(spread),
         prefill="colocated",
         prefill_chunk=2048 // lanes,
-        changes=CHANGE,
+        changes=ChangeTimes(PREPARE_S, PREPARE_S, PAUSE_S, spec.membership.drain_s),
     )
     result = simulate(
         cluster,

@@ -1,7 +1,7 @@
 """Reacts to what is measured: more workers where targets are missed, fewer where they'd be held.
 
 Needs no latency model, but asks it before it takes something away. One thought per method: what
-each side is asked for (``_grow``), what could go (``_shrink``), what could change sides
+each side is asked for (``_grow``), what could go (``_less``), what could change sides
 (``_shift``). Not for finding the best ratio: ``optimal_ratio`` does that.
 """
 
@@ -25,6 +25,8 @@ ROLES: tuple[Role, Role] = ("attention", "ffn")
 SETTLED = 0.5
 """Share of the requests that were there at a change that must have been answered before the next
 shift: what it does shows in the latencies of those that come after it."""
+LONGEST = 3.0
+"""Windows after which it is waited no longer: long answers, or hardly any, must not hold it up."""
 
 
 class SLOFeedbackParameters(policy.Parameters):
@@ -72,7 +74,8 @@ class SLOFeedbackParameters(policy.Parameters):
 class SLOFeedback:
     """Saturation with hysteresis, credit for starting workers, and a look ahead before it shrinks.
 
-    Keeps how many ticks in a row wanted the same thing, per thing.
+    Keeps how many ticks in a row wanted the same thing, per thing, and how many requests from
+    before the last change have still to be answered before the next shift, and until when.
     """
 
     name: ClassVar[str] = "slo_feedback"
@@ -83,6 +86,7 @@ class SLOFeedback:
         self._streaks: dict[str, int] = {}
         self._seen: Counts | None = None
         self._unsettled = 0.0
+        self._until = -math.inf
         self._before = math.inf
 
     def propose(self, view: View) -> Proposal:
@@ -102,11 +106,15 @@ class SLOFeedback:
         return self._less(view, now)
 
     def _settle(self, view: View) -> None:
-        """Forget what was wanted of other numbers of workers: it says little about these."""
+        """After a change, forget what was wanted before; else count what has been answered since.
+
+        What was wanted of other numbers of workers says little about these.
+        """
         s = view.snapshot
         if view.there != self._seen:
             first, self._seen, self._streaks = self._seen is None, view.there, {}
             self._unsettled = 0.0 if first else SETTLED * (s.running + s.waiting)
+            self._until = s.now + LONGEST * s.window
         elif s.window > 0:
             self._unsettled -= s.completed / s.window * max(0.0, s.now - self._before)
         self._before = s.now
@@ -163,7 +171,7 @@ class SLOFeedback:
         best = view.there
         if s.attention_preparing or s.ffn_preparing:
             pass  # what is under way comes first
-        elif self._unsettled > 0:
+        elif self._unsettled > 0 and s.now < self._until:
             self._streaks = {}
             return Proposal(
                 detail=f"{now}; {self._unsettled:.0f} requests from before the last change to come"
@@ -259,8 +267,8 @@ class SLOFeedback:
         attention = s.attention_busy * here.attention * (more if to_attention else 1.0)
         ffn = s.ffn_busy * here.ffn * (1.0 if to_attention else more)
         best, least = here, max(attention / here.attention, ffn / here.ffn)
+        sign = 1 if to_attention else -1
         for moved in range(1, min(p.shift, limits.max_step) + 1):
-            sign = 1 if to_attention else -1
             split = Counts(here.attention + sign * moved, here.ffn - sign * moved)
             if not limits.allow(split):
                 break

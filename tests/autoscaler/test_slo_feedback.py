@@ -268,6 +268,21 @@ def test_the_next_shift_waits_for_what_the_last_one_does():
     assert asked[-1] == Counts(4, 4)
 
 
+def test_the_next_shift_does_not_wait_for_ever():
+    """Three windows, where nothing is answered at all."""
+    judge = policy()
+    first = snapshot(tpot=0.3, attention_busy=0.9, ffn_busy=0.3, running=40)
+    settled(first, EIGHT, judge=judge)
+    stuck = replace(
+        first, attention=6, ffn=2, attention_busy=0.3, ffn_busy=0.95, completed=0, window=5.0
+    )
+    asked = []
+    for tick in range(20):
+        seen = replace(stuck, now=stuck.now + 1.0 + tick)
+        asked.append(wanted(judge.propose(view(seen, EIGHT)), Counts(6, 2)))
+    assert asked[13] == Counts(6, 2) and asked[-1] == Counts(4, 4)
+
+
 @settings(max_examples=40)
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(1, 7))
 def test_shifts_end_at_balance_and_never_come_back(a_busy: float, f_busy: float, attention: int):
