@@ -138,10 +138,10 @@ class Scenario:
 
 
 # The kinds of requests. The embedded model has room for 1024 tokens.
-CHAT = Phase("chat", 120.0, 5.5, prompt=(48, 80), output=(34, 62))
-LONG = Phase("long-context", 160.0, 4.6, prompt=(8, 24), output=(22, 42), shared=512, groups=2)
-CODING = Phase("coding", 120.0, 3.0, prompt=(64, 192), output=(48, 112), shared=128, groups=4)
-AGENTIC = Phase("agentic", 120.0, 3.0, prompt=(16, 64), output=(16, 48), shared=512, groups=4)
+CHAT = Phase("chat", 120.0, 5.2, prompt=(24, 40), output=(17, 31))
+LONG = Phase("long-context", 160.0, 5.4, prompt=(8, 24), output=(11, 21), shared=256, groups=2)
+CODING = Phase("coding", 120.0, 3.0, prompt=(32, 96), output=(24, 56), shared=128, groups=4)
+AGENTIC = Phase("agentic", 120.0, 3.0, prompt=(8, 32), output=(8, 24), shared=256, groups=4)
 
 
 def _shift(quick: bool) -> list[Phase]:

@@ -520,6 +520,9 @@ class Manager:
         self._pump()
 
     def _on_fault(self, reporter: str, fault: Any) -> None:
+        known = self.membership.members.get(reporter) if self.membership is not None else None
+        if known is None or not known.live:
+            return  # who is being ended loses everybody
         if fault.kind in ("lost", "silent"):
             self._lose(fault.peer, f"{fault.kind}, says {reporter}: {fault.detail}")
             self._pump()

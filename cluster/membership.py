@@ -637,9 +637,11 @@ class Membership:
         self._on_change()
 
     def _retire_now(self, member: Member, change: Change | None) -> None:
+        # Stopped before it is cut off: past its drain's deadline it still steps, and a step whose
+        # peer it was just told to forget would look like the loss of that peer.
         member.state = "retired"
-        self._cut_off(member)
         self._stop(member, change)
+        self._cut_off(member)
 
     def _settle(self, change: Change | None, now: float) -> None:
         """End a releasing change when its drains and stops are over."""

@@ -93,8 +93,8 @@ def test_refusals():
         phases_of("chaos")
     with pytest.raises(BadScenario, match="at least one phase"):
         draw("none", [], seed=0, room=ROOM)
-    with pytest.raises(BadScenario, match="400"):
-        draw("shift", [LONG], seed=0, room=400)
+    with pytest.raises(BadScenario, match="200"):
+        draw("shift", [LONG], seed=0, room=200)
     with pytest.raises(BadScenario, match="above 0"):
         Phase("x", 1.0, 0.0, prompt=(1, 1), output=(1, 1))
     with pytest.raises(BadScenario, match="prompt of 5 to 4"):

@@ -232,7 +232,7 @@ def test_the_simulator_runs_splits_and_policies():
         Phase("long", 12.0, 8.0, prompt=(8, 24), output=(16, 32), shared=512, groups=2),
     ]
     small = draw("shift", phases, seed=0, room=1024)
-    targets = Targets(2.0, 0.3)
+    targets = Targets(4.0, 0.8)
     spec = slo_spec(targets, 1, [])
     checkpoint = check_model(spec)
     found = {

@@ -236,6 +236,19 @@ async def test_what_an_attention_actor_reports_counts(deployment: Deployment) ->
     assert deployment.ray.member("ffn-0").dead.is_set(), "it is ended, whatever it thinks"
 
 
+async def test_what_an_actor_that_is_being_ended_reports_does_not_count(
+    deployment: Deployment,
+) -> None:
+    manager = await deployment.up()
+    await manager.scale(attention=1)
+    await deployment.until(deployment.settled)
+    manager._on_fault("attention-1", Fault("ffn-0", "lost"))
+    assert deployment.state("ffn-0") == "ready"
+    manager._on_fault("attention-0", Fault("ffn-0", "lost"))
+    assert deployment.state("ffn-0") == "failed"
+    await deployment.until(deployment.settled)
+
+
 async def test_a_frozen_actor_is_noticed_by_its_silence(deployment: Deployment) -> None:
     manager = await deployment.up()
     deployment.ray.member("attention-1").frozen = True

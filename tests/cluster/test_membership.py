@@ -80,6 +80,10 @@ class World:
             case "publish":
                 assert action.table is not None
                 self.tables[name] = action.table
+            case "disconnect":
+                used = self.tables.get(name)
+                uses = used is not None and action.peer in used.actors and action.peer in self.held
+                assert not uses, f"{name} still steps and is told to forget {action.peer}"
             case "stop":
                 self.held.pop(name, None)
                 self.tables.pop(name, None)
