@@ -139,7 +139,7 @@ class Scenario:
 
 # The kinds of requests. The embedded model has room for 1024 tokens.
 CHAT = Phase("chat", 120.0, 5.2, prompt=(24, 40), output=(17, 31))
-LONG = Phase("long-context", 160.0, 5.4, prompt=(8, 24), output=(11, 21), shared=256, groups=2)
+LONG = Phase("long-context", 160.0, 5.0, prompt=(8, 24), output=(11, 21), shared=256, groups=2)
 CODING = Phase("coding", 120.0, 3.0, prompt=(32, 96), output=(24, 56), shared=128, groups=4)
 AGENTIC = Phase("agentic", 120.0, 3.0, prompt=(8, 32), output=(8, 24), shared=256, groups=4)
 

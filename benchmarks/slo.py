@@ -73,7 +73,7 @@ SET_UP = (
     f"autoscaler.min_total={BUDGET}",
     f"autoscaler.max_total={BUDGET}",
     "autoscaler.max_step=3",
-    "autoscaler.cooldown_s=12",
+    "autoscaler.cooldown_s=18",
     "autoscaler.shrink_cooldown_s=40",
 )
 WARM_UP_S = 12.0

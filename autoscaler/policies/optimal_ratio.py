@@ -59,6 +59,10 @@ class OptimalRatioParameters(policy.Parameters):
     nothing: few requests say little of what the next ones will be like. 0 always looks for the best
     split."""
 
+    ticks: int = Field(default=1, ge=1)
+    """With a fixed budget: ticks in a row that must want the same split. While the kind of requests
+    changes, so does the best split; higher makes one change of what would be several, later."""
+
     reserve: float = Field(default=1.0, ge=0, le=5)
     """Without a fixed budget: room for the ups and downs of arrivals, in standard deviations of a
     Poisson number of running requests. It costs small deployments much and large ones little."""
@@ -78,7 +82,7 @@ class _Load:
 
 
 class OptimalRatio:
-    """Proposes by capacity; see the module."""
+    """Proposes by capacity; see the module. Keeps which split was last wanted, for how many ticks."""
 
     name: ClassVar[str] = "optimal_ratio"
     Parameters: ClassVar[type[policy.Parameters]] = OptimalRatioParameters
@@ -87,6 +91,8 @@ class OptimalRatio:
         self.parameters = parameters or OptimalRatioParameters()
         self._table: Table = {}
         self._table_of: object = None
+        self._wish: Counts | None = None
+        self._wished = 0
 
     def propose(self, view: View) -> Proposal:
         """See ``policy.Policy``."""
@@ -129,7 +135,15 @@ class OptimalRatio:
                 return Proposal(detail=f"the load is {share:.0%} of what {there} can carry")
             if not known[best] > now * (1.0 + self.parameters.gain):
                 return Proposal(detail=self._words(view, load, best))
-        return Proposal(*best, Reason.RATIO, self._words(view, load, best))
+        return self._want(view, best, self._words(view, load, best))
+
+    def _want(self, view: View, split: Counts, detail: str) -> Proposal:
+        """A split, once it has been wanted for long enough, or what is there can't stay."""
+        self._wished = self._wished + 1 if split == self._wish else 1
+        self._wish = split
+        if self._wished < self.parameters.ticks and view.limits.allow(view.there):
+            return Proposal(detail=f"{detail}; not wanted for long enough yet")
+        return Proposal(*split, Reason.RATIO, detail)
 
     def _least_bad(self, view: View, load: _Load, options: list[Counts]) -> Proposal:
         """Where no split holds the target for one request: the least TPOT."""
@@ -139,7 +153,7 @@ class OptimalRatio:
         now = self._tpot(view, load, there) if min(there) >= 1 else math.inf
         detail = f"{there} -> {best}: TPOT {now:.3g} -> {times[best]:.3g} predicted, above target"
         keep = view.limits.allow(there) and not now > times[best] * (1.0 + self.parameters.gain)
-        return Proposal(detail=detail) if keep else Proposal(*best, Reason.RATIO, detail)
+        return Proposal(detail=detail) if keep else self._want(view, best, detail)
 
     # -- no fixed budget -------------------------------------------------------------------------
 
