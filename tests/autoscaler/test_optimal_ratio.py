@@ -140,6 +140,17 @@ def test_a_small_gain_is_none() -> None:
     assert wanted(policy(gain=max(0.0, gain - 0.05)).propose(view(snapshot)), near) != near
 
 
+def test_a_split_may_have_to_be_wanted_for_some_ticks() -> None:
+    best = wanted(policy().propose(view(seen((2, 6), rate=20.0))), (2, 6))
+    assert best != (2, 6)
+    patient = policy(ticks=2)
+    first, second = (patient.propose(view(seen((2, 6), rate=20.0))) for _ in range(2))
+    assert wanted(first, (2, 6)) == (2, 6) and "not wanted for long enough" in first.detail
+    assert wanted(second, (2, 6)) == best
+    # what is not there can't stay, whatever was wanted before
+    assert wanted(policy(ticks=9).propose(view(seen((3, 4), rate=20.0))), (3, 4)).total == 8
+
+
 def test_a_light_load_leaves_the_split_alone() -> None:
     snapshot = seen((1, 7), rate=0.1, tokens_rate=10.0)
     stays = policy().propose(view(snapshot))
