@@ -117,26 +117,32 @@ def run(
     runs = plan(only)
     spec = slo_spec(targets, warm_workers, overrides)
     company = others_cpu()
+
+    def report_of(done: Sequence[Run]) -> dict[str, Any]:
+        return make_report(
+            "slo",
+            summary(scenario, done, targets) | {"cpu_in_use_before_percent": company},
+            slo_report.details(scenario, done, spec),
+        )
+
     for note in scenario.notes:
         console.print(f"note: {note}", highlight=False)
     with deployment(spec, console) as stage, Progress(console=console, transient=True) as bar:
         task = bar.add_task("warming up", total=len(runs))
         _warm_up(stage, scenario)
-        for one in runs:
+        for count, one in enumerate(runs, 1):
             bar.update(task, description=f"{scenario.name}: {one.name}")
             _perform(stage, scenario, one, targets)
             console.print(slo_report.line(one), highlight=False)
+            # a whole comparison takes over an hour: what has been measured is not to be lost
+            write_report(report_of(runs[:count]), json_path)
             bar.advance(task)
         stage.unclean = any(one.lost or one.refused for one in runs)
     checkpoint = check_model(spec)
     for one in runs:
         with suppress(ValueError):  # somebody's own spec, without emulated devices
             one.simulated = slo_model.repeat(scenario, spec, targets, one, checkpoint)
-    report = make_report(
-        "slo",
-        summary(scenario, runs, targets) | {"cpu_in_use_before_percent": company},
-        slo_report.details(scenario, runs, spec),
-    )
+    report = report_of(runs)
     slo_report.print_runs(report, scenario, runs)
     write_report(report, json_path)
     picture = png_path or (json_path.with_suffix(".png") if json_path else Path("slo.png"))
@@ -185,6 +191,7 @@ def _perform(stage: Stage, scenario: Scenario, one: Run, targets: Targets) -> No
             if one.policy:
                 launch.resume(name)
             _until(lambda: time.time() >= one.began + scenario.seconds, math.inf)
+            launch.pause(name)  # no load any more is none of the scenario's shifts
             drain = DRAIN_S if one.policy else STATIC_DRAIN_S
             _until(lambda: load.progress().done == len(scenario.asked), drain)
             load.stop()
