@@ -121,7 +121,7 @@ def _looks(
 
     with manager_of(name, address) as manager:
         # events carry no time of day, so those from before can't be placed
-        seen = len(get(manager.events.remote(), ASK_S))
+        seen = max((event.number for event in get(manager.events.remote(), ASK_S)), default=0)
         while True:
             try:
                 changes = get(manager.history.remote(_HISTORY), ASK_S)
@@ -130,7 +130,7 @@ def _looks(
                 if once:
                     raise
                 changes, events, seen = [], [], 0  # a new manager counts its events anew
-            seen += len(events)
+            seen = max((event.number for event in events), default=seen)
             decisions = []
             controller = companion.find(name)
             if controller is not None:

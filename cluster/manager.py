@@ -13,6 +13,7 @@ import logging
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -38,6 +39,9 @@ logger = logging.getLogger(__name__)
 LOADS_S = 5.0
 REFILL_S = 3.0
 ORPHAN_S = 4.0
+
+EVENTS = 1000
+"""Events of actors that are remembered: years of changes must fit into memory."""
 
 BEAT_S = 1.0
 """Seconds between two signs in the metrics that the event loop turns."""
@@ -87,7 +91,8 @@ class Manager:
         self._detail = ""
         self._url: str | None = None
         self._serve_app: str | None = None
-        self._events: list[ActorEvent] = []
+        self._events: deque[ActorEvent] = deque(maxlen=EVENTS)
+        self._noted = 0  # events, those forgotten included
         self._version = 0
         self._changed = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
@@ -734,11 +739,14 @@ class Manager:
         self._on_change()
 
     async def events(self, since: int = 0, timeout_s: float = 0.0) -> list[ActorEvent]:
-        """Events with a number above ``since``; waits up to ``timeout_s`` for the first."""
+        """Events with a number above ``since``; waits up to ``timeout_s`` for the first.
+
+        Of the newest ``EVENTS``; older ones are forgotten.
+        """
         deadline = time.monotonic() + timeout_s
-        while len(self._events) <= since and time.monotonic() < deadline:
+        while self._noted <= since and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        return self._events[since:]
+        return [event for event in self._events if event.number > since]
 
     async def spec_data(self) -> dict[str, Any]:
         """The spec that this manager serves, as JSON data."""
@@ -838,6 +846,7 @@ class Manager:
         return [seat.node_id for seat in seats if seat.handle is not None and seat.node_id]
 
     def _note(self, seat: Seat | None, state: State, detail: str) -> None:
+        self._noted += 1
         self._events.append(
             ActorEvent(
                 actor=seat.name if seat else "",
@@ -845,7 +854,7 @@ class Manager:
                 state=state,
                 detail=detail,
                 seconds=self._now() - self._began,
-                number=len(self._events) + 1,
+                number=self._noted,
             )
         )
 

@@ -118,6 +118,18 @@ async def test_start_connects_everybody_and_publishes(deployment: Deployment) ->
     assert states == ["pending", "placed", "importing", "loading", "connected", "ready"]
 
 
+async def test_only_the_newest_events_are_kept(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.manager.EVENTS", 8)
+    manager = await deployment.up()
+    noted = manager._noted
+    assert noted > 8
+    assert [event.number for event in await manager.events()] == list(range(noted - 7, noted + 1))
+    assert [event.number for event in await manager.events(noted - 2)] == [noted - 1, noted]
+    assert await manager.events(noted) == []
+
+
 async def test_scale_up_and_down(deployment: Deployment) -> None:
     manager = await deployment.up()
     done = await deployment.ended(await manager.scale(attention=1, ffn=3))
