@@ -7,6 +7,7 @@ commit), each a number, a bool or a string, so that runs can be compared line by
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -101,12 +102,26 @@ def make_report(
 
 
 def write_report(report: Mapping[str, Any], json_path: Path | str | None) -> None:
-    """Write a report as JSON; None writes nothing. Parent folders are made."""
+    """Write a report as JSON; None writes nothing. Parent folders are made.
+
+    What is not a number (nothing was measured) becomes null: JSON knows no NaN.
+    """
     if json_path is None:
         return
     path = Path(json_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(_plain(report), indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -82,7 +82,7 @@ class _Load:
 
 
 class OptimalRatio:
-    """Proposes by capacity; see the module. Keeps which split was last wanted, for how many ticks."""
+    """Proposes by capacity; see the module. Keeps what was last wanted, and for how many ticks."""
 
     name: ClassVar[str] = "optimal_ratio"
     Parameters: ClassVar[type[policy.Parameters]] = OptimalRatioParameters

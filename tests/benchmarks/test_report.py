@@ -25,6 +25,13 @@ def test_no_path_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_not_a_number_becomes_null(tmp_path):
+    report = make_report("demo", {"a": float("nan")}, {"rows": [(1.0, float("inf"))]})
+    write_report(report, tmp_path / "demo.json")
+    read = json.loads((tmp_path / "demo.json").read_text())
+    assert read["summary"]["a"] is None and read["details"]["rows"] == [[1.0, None]]
+
+
 def test_nested_summary_is_refused():
     with pytest.raises(ValueError, match="'nested'"):
         make_report("demo", {"nested": {"a": 1}})  # type: ignore[dict-item]
