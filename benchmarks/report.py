@@ -6,8 +6,6 @@ commit), each a number, a bool or a string, so that runs can be compared line by
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
 import subprocess
@@ -17,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
 from rich.console import Console
 from rich.table import Table
 
@@ -110,18 +109,7 @@ def write_report(report: Mapping[str, Any], json_path: Path | str | None) -> Non
         return
     path = Path(json_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(report), indent=2, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return value
+    path.write_bytes(to_json(report, indent=2, inf_nan_mode="null") + b"\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

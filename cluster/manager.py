@@ -92,7 +92,6 @@ class Manager:
         self._url: str | None = None
         self._serve_app: str | None = None
         self._events: deque[ActorEvent] = deque(maxlen=EVENTS)
-        self._noted = 0  # events, those forgotten included
         self._version = 0
         self._changed = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
@@ -526,7 +525,7 @@ class Manager:
 
     def _on_fault(self, reporter: str, fault: Any) -> None:
         known = self.membership.members.get(reporter) if self.membership is not None else None
-        if known is None or not known.live:
+        if known is None or known.state in ("failed", "retired"):
             return  # who is being ended loses everybody
         if fault.kind in ("lost", "silent"):
             self._lose(fault.peer, f"{fault.kind}, says {reporter}: {fault.detail}")
@@ -744,7 +743,7 @@ class Manager:
         Of the newest ``EVENTS``; older ones are forgotten.
         """
         deadline = time.monotonic() + timeout_s
-        while self._noted <= since and time.monotonic() < deadline:
+        while self._noted() <= since and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         return [event for event in self._events if event.number > since]
 
@@ -845,8 +844,11 @@ class Manager:
         seats = self.seats.by_name.values()
         return [seat.node_id for seat in seats if seat.handle is not None and seat.node_id]
 
+    def _noted(self) -> int:
+        """How many events there were, those forgotten included."""
+        return self._events[-1].number if self._events else 0
+
     def _note(self, seat: Seat | None, state: State, detail: str) -> None:
-        self._noted += 1
         self._events.append(
             ActorEvent(
                 actor=seat.name if seat else "",
@@ -854,7 +856,7 @@ class Manager:
                 state=state,
                 detail=detail,
                 seconds=self._now() - self._began,
-                number=self._noted,
+                number=self._noted() + 1,
             )
         )
 

@@ -82,7 +82,7 @@ class _Load:
 
 
 class OptimalRatio:
-    """Proposes by capacity; see the module. Keeps what was last wanted, and for how many ticks."""
+    """Proposes by capacity; see the module. Keeps what was wanted last, and for how many ticks."""
 
     name: ClassVar[str] = "optimal_ratio"
     Parameters: ClassVar[type[policy.Parameters]] = OptimalRatioParameters
@@ -91,11 +91,12 @@ class OptimalRatio:
         self.parameters = parameters or OptimalRatioParameters()
         self._table: Table = {}
         self._table_of: object = None
-        self._wish: Counts | None = None
-        self._wished = 0
+        self._wish: tuple[Counts, int] | None = None
+        self._before: tuple[Counts, int] | None = None
 
     def propose(self, view: View) -> Proposal:
         """See ``policy.Policy``."""
+        self._before, self._wish = self._wish, None
         model, s = view.model, view.snapshot
         if model is None or not model.reliable:
             why = "there is no latency model yet" if model is None else model.why
@@ -139,9 +140,10 @@ class OptimalRatio:
 
     def _want(self, view: View, split: Counts, detail: str) -> Proposal:
         """A split, once it has been wanted for long enough, or what is there can't stay."""
-        self._wished = self._wished + 1 if split == self._wish else 1
-        self._wish = split
-        if self._wished < self.parameters.ticks and view.limits.allow(view.there):
+        wished, ticks = self._before or (split, 0)
+        ticks = ticks + 1 if wished == split else 1
+        self._wish = (split, ticks)
+        if ticks < self.parameters.ticks and view.limits.allow(view.there):
             return Proposal(detail=f"{detail}; not wanted for long enough yet")
         return Proposal(*split, Reason.RATIO, detail)
 

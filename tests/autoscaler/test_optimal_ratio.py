@@ -147,6 +147,12 @@ def test_a_split_may_have_to_be_wanted_for_some_ticks() -> None:
     first, second = (patient.propose(view(seen((2, 6), rate=20.0))) for _ in range(2))
     assert wanted(first, (2, 6)) == (2, 6) and "not wanted for long enough" in first.detail
     assert wanted(second, (2, 6)) == best
+    # in a row: a tick that wants nothing begins it anew
+    broken = policy(ticks=2)
+    rates = (20.0, 0.1, 20.0, 20.0)
+    seens = [seen((2, 6), rate=rate, tokens_rate=100 * rate) for rate in rates]
+    asked = [wanted(broken.propose(view(one)), (2, 6)) for one in seens]
+    assert asked == [(2, 6), (2, 6), (2, 6), best]
     # what is not there can't stay, whatever was wanted before
     assert wanted(policy(ticks=9).propose(view(seen((3, 4), rate=20.0))), (3, 4)).total == 8
 

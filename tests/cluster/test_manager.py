@@ -123,7 +123,7 @@ async def test_only_the_newest_events_are_kept(
 ) -> None:
     monkeypatch.setattr("cluster.manager.EVENTS", 8)
     manager = await deployment.up()
-    noted = manager._noted
+    noted = manager._noted()
     assert noted > 8
     assert [event.number for event in await manager.events()] == list(range(noted - 7, noted + 1))
     assert [event.number for event in await manager.events(noted - 2)] == [noted - 1, noted]
