@@ -228,7 +228,7 @@ def slo(
     seed: Annotated[int, typer.Option(min=0, help="Draws the requests.")] = 0,
     json_file: JsonFile = None,
     png_file: PngFile = None,
-    warm_workers: Warm = 2,
+    warm_workers: Warm = 3,
     set_: Overrides = None,
 ) -> None:
     """Hold the targets while the load shifts: policies beside every static split."""

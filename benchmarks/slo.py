@@ -98,7 +98,7 @@ def run(
     *,
     only: Sequence[str] = (),
     targets: Targets = TARGETS,
-    warm_workers: int = 2,
+    warm_workers: int = 3,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The whole benchmark; prints tables, writes JSON when a path is given, and the picture.

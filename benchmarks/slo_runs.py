@@ -20,7 +20,7 @@ MIDDLE = (4, 4)
 SPLITS = tuple((attention, BUDGET - attention) for attention in range(1, BUDGET))
 
 POLICIES: Mapping[str, Mapping[str, Any]] = {
-    "optimal_ratio": {"gain": 0.2, "ticks": 3},
+    "optimal_ratio": {"gain": 0.2, "ticks": 4},
     "slo_feedback": {"shift": 3},
 }
 """Policies that take part, with their parameters."""

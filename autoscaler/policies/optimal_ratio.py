@@ -61,7 +61,8 @@ class OptimalRatioParameters(policy.Parameters):
 
     ticks: int = Field(default=1, ge=1)
     """With a fixed budget: ticks in a row that must want the same split. While the kind of requests
-    changes, so does the best split; higher makes one change of what would be several, later."""
+    changes, so does the best split; higher makes one change of what would be several, later. The
+    model is fitted anew every 5 s: to have two fits agree takes more than 5 s of ticks."""
 
     reserve: float = Field(default=1.0, ge=0, le=5)
     """Without a fixed budget: room for the ups and downs of arrivals, in standard deviations of a
