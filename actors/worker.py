@@ -22,7 +22,7 @@ from typing import Any
 
 from actors.errors import AffluxError
 
-_NICE = 5  # of imports, above the process: a third of what a thread that serves gets
+_NICE = 10  # of imports, above the process: a tenth of what a thread that serves gets
 
 
 class Worker:
