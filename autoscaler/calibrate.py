@@ -211,6 +211,8 @@ class Calibrator:
         """Why nothing should be derived from the model."""
         doubts = []
         tokens, requests, *_ = self._measured.attention.columns()
+        # under a flood every step has prompts: those loads were measured too
+        _, others, decoding, lanes, *_ = self._measured.prefill.columns()
         loads, *_ = self._measured.ffn.columns()
         if self._prior is None:
             for stage, fewest in FEWEST.items():
@@ -222,7 +224,10 @@ class Calibrator:
                 )
             if fits["attention"].not_varied in ("context", "load"):
                 doubts.append("attention: contexts of one length show no slope")
-        far = max(_beyond(snapshot.kv_tokens, tokens), _beyond(snapshot.batch, requests))
+        far = max(
+            _beyond(snapshot.kv_tokens, np.append(tokens, others / lanes)),
+            _beyond(snapshot.batch, np.append(requests, decoding / lanes)),
+        )
         if far > MOST_BEYOND:
             doubts.append(f"the present load is {far:.1f} times outside of what was measured")
         if model.error > MOST_ERROR:
@@ -253,6 +258,7 @@ def _span(loads: Floats) -> float:
 
 def _beyond(load: float, loads: Floats) -> float:
     """By what factor a load is outside of others; 1 inside, and where nothing is known."""
-    if not load > 0 or not len(loads) or not loads.min() > 0:
+    loads = loads[loads > 0]
+    if not load > 0 or not len(loads):
         return 1.0
     return max(1.0, load / float(loads.max()), float(loads.min()) / load)

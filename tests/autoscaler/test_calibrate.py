@@ -338,6 +338,17 @@ def test_a_load_far_outside_is_unreliable() -> None:
     assert not model.reliable and "outside" in model.why
 
 
+def test_a_load_that_was_only_seen_with_prompts_is_not_outside() -> None:
+    """In an overload no step is without them, and that is when a model is needed."""
+    flood: dict[str, Any] = {"batch": 100.0, "kv_tokens": 100 * 900.0}
+    calibrator, deployment = taught(), Deployment()
+    assert "outside" in fitted(calibrator, **flood).why
+    deployment.now, deployment._number = 30.0, 10_000
+    deployment.tell(calibrator, [(200, 900)], prefill=100)
+    model = fitted(calibrator, 33.0, **flood)
+    assert model.reliable, model.why
+
+
 def windows(calibrator: Calibrator, factor: float, count: int, start: float = 40.0) -> Model:
     """So many windows whose TPOT is ``factor`` times what the stages give."""
     stages = Model(TRUE, theta=150.0, prompt_mean=100.0, output_mean=100.0, lanes=2, layers=LAYERS)
