@@ -31,7 +31,9 @@ demo: $(BIN)/.cpu  ## serve the embedded model and ask it something (KEEP=1 leav
 	@$(BIN)/python -m afflux.demo
 
 test: $(BIN)/.dev  ## run the tests
-	@$(BIN)/python -m pytest -q
+	@# a deployment wants every core: end-to-end tests run alone, after the others
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile -m "not e2e and not slow"
+	@$(BIN)/python -m pytest -q tests/e2e
 
 test-slow: $(BIN)/.dev  ## run all tests, full matrices included
 	@$(BIN)/python -m pytest -q -m "slow or not slow"
@@ -53,6 +55,7 @@ bench: $(BIN)/.cpu  ## measure what the README quotes, into benchmarks/results/
 	@for seed in 2 3; do \
 	  $(BIN)/afflux bench chaos --seed $$seed --repeats 0 --json benchmarks/results/chaos-$$seed.json \
 	    || exit 1; done
+	@$(BIN)/afflux bench slo --json benchmarks/results/slo.json  # over an hour
 
 lock: $(BIN)/.cpu  ## resolve requirements/*.lock again (keeps versions; delete a line to move it)
 	@requirements/lock.sh $(BIN)/uv

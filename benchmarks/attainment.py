@@ -44,6 +44,7 @@ class Outcome:
         lost: the deployment failed it: an error, or a stream that ended early. Not what was broken
             off at the end of the run.
         met: complete and within both targets.
+        error: what the client was told, or saw, of one that is not complete.
     """
 
     at: float
@@ -54,6 +55,7 @@ class Outcome:
     complete: bool
     lost: bool
     met: bool
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def judge(
                 complete=complete,
                 lost=bool(stream.error) and stream.error != ENDED,
                 met=complete and targets.met(ttft, tpot, request.output),
+                error=stream.error,
             )
         )
     return outcomes

@@ -85,6 +85,9 @@ STREAM_INTERVAL = 4
 """Tokens per message after the first: a message per token would take the cores that the devices'
 own work needs, and TPOT needs the first and the last."""
 
+STALL_S = 3600.0
+"""Who waits in an overload waits to the end: giving up is no failure of the deployment."""
+
 DRAIN_S = 90.0
 LOOK_S = 0.2
 WHOLE_S = 300.0
@@ -231,7 +234,9 @@ def _load(stage: Stage, scenario: Scenario) -> OpenLoad:
     ]
     # What an earlier run has left in prefix caches is not this run's
     extra = {"cache_salt": uuid.uuid4().hex, "stream_interval": STREAM_INTERVAL}
-    return OpenLoad(stage.url, stage.spec.served_name, requests, concurrency=1, extra=extra)
+    return OpenLoad(
+        stage.url, stage.spec.served_name, requests, concurrency=1, stall_s=STALL_S, extra=extra
+    )
 
 
 def _warm_up(stage: Stage, scenario: Scenario) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -244,6 +245,7 @@ def _run(scenario: Scenario, one: Run) -> dict[str, Any]:
         "policy": one.policy,
         "begins_at": f"{one.begin[0]}A{one.begin[1]}F",
         **judging.figures(one.outcomes),
+        "errors": dict(Counter(outcome.error for outcome in one.outcomes if outcome.lost)),
         "tokens_per_second": judging.throughput(scenario, one.outcomes),
         "simulated": judging.figures(one.simulated)
         | {"tokens_per_second": judging.throughput(scenario, one.simulated)}

@@ -4,7 +4,8 @@
 #   requirements/install.sh VENV cpu|gpu [dev]
 #
 # Needs python3 >= 3.11 with venv, nothing else. Root is not needed; who is root and asks for dev gets
-# Debian's prometheus as well. Running it again is cheap.
+# what tests need of Debian's packages as well: prometheus, and openssh-server, rsync and iproute2 for
+# test hosts. Running it again is cheap.
 # Environment: PYTHON (default python3), TORCH_CPU_INDEX (PyTorch's index of CPU builds).
 set -euo pipefail
 
@@ -46,11 +47,20 @@ install() {
   pip install --no-deps "$@"
 }
 
-get_prometheus() {
+# programs of no Python package, and the Debian package that has each
+declare -A debian=([promtool]=prometheus [sshd]=openssh-server [rsync]=rsync [ip]=iproute2)
+
+get_debian() {
   apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-    apt-get -qq install --no-install-recommends -y prometheus >/dev/null || return
-  # the package starts it as a service where there is an init; afflux observe up starts its own
-  if [ -d /run/systemd/system ]; then systemctl disable --quiet --now prometheus; fi
+    apt-get -qq install --no-install-recommends -y "$@" >/dev/null || return
+  # packages start their services where there is an init; tests start their own
+  [ -d /run/systemd/system ] || return 0
+  for package in "$@"; do
+    case "$package" in
+    prometheus) systemctl disable --quiet --now prometheus ;;
+    openssh-server) systemctl disable --quiet --now ssh ;;
+    esac
+  done
 }
 
 if [ "$kind" = cpu ]; then
@@ -73,13 +83,16 @@ install -r "requirements/$kind.lock"
 if [ "$extra" = dev ]; then
   say "installing requirements/dev.lock"
   install -r requirements/dev.lock
-  # A real Prometheus for the tests, and promtool for rules and alerts: no package of Python's.
-  if ! command -v promtool >/dev/null; then
+  missing=()
+  for program in "${!debian[@]}"; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${debian[$program]}")
+  done
+  if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-      say "installing Debian's prometheus"
-      get_prometheus || say "that failed; tests of dashboards and alerts need: apt install prometheus"
+      say "installing Debian's ${missing[*]}"
+      get_debian "${missing[@]}" || say "that failed; tests that need them will say so"
     else
-      say "tests of dashboards and alerts need promtool: sudo apt install prometheus"
+      say "some tests need: sudo apt install ${missing[*]}"
     fi
   fi
 fi

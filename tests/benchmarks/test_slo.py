@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_whoever_got_no_whole_answer_has_missed():
     ]
     requests = scenario(asked(0.0), asked(1.0), asked(25.0))
     lost, late, never = judge(requests, streams, TARGETS, BEGAN)
-    assert lost.lost and not lost.met
+    assert lost.lost and not lost.met and lost.error == "HTTP 500: no"
     assert not late.lost and not late.complete and not late.met
     assert not never.lost and not never.met and never.phase == 2
     found = figures([lost, late, never])
@@ -200,13 +201,14 @@ def test_summary_of_a_part_compares_with_nothing():
 
 def test_report_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     runs = finished()
+    runs[-1].outcomes[0] = replace(outcome(lost=True), error="HTTP 500: no")
     requests = scenario(*(asked(1.5 * i) for i in range(20)))
     spec = slo_spec(TARGETS, 1, [])
     report = make_report(
         "slo", summary(requests, runs, TARGETS), slo_report.details(requests, runs, spec)
     )
     text = json.dumps(report)
-    assert "emulated" in text and '"to": "3A5F"' in text
+    assert "emulated" in text and '"to": "3A5F"' in text and '{"HTTP 500: no": 1}' in text
     slo_report.print_runs(report, requests, runs)
     slo_report.draw(tmp_path / "deep" / "slo.png", requests, runs, TARGETS)
     assert (tmp_path / "deep" / "slo.png").stat().st_size > 10_000

@@ -14,7 +14,8 @@ from cluster.preflight import Node, lacking, needs
 from cluster.spec import load_spec
 
 DEPLOY = project_root() / "deploy"
-FILES = ["cluster.yaml", "cluster-local.yaml"]
+CLOUDS = ["cluster-aws.yaml", "cluster-gcp.yaml"]
+FILES = ["cluster.yaml", *CLOUDS]
 
 
 def read(name: str) -> dict[str, Any]:
@@ -28,12 +29,13 @@ def test_ray_accepts_it(name: str):
     assert config["head_node_type"] in config["available_node_types"]
 
 
-def test_ray_accepts_the_cloud_file_with_its_defaults():
-    validate_config(fillout_defaults(read("cluster.yaml")))
+@pytest.mark.parametrize("name", CLOUDS)
+def test_ray_accepts_a_cloud_file_with_its_defaults(name: str):
+    validate_config(fillout_defaults(read(name)))
 
 
 def test_ray_would_refuse_a_broken_one():
-    broken = copy.deepcopy(read("cluster.yaml"))
+    broken = copy.deepcopy(read("cluster-aws.yaml"))
     broken["available_node_types"]["ffn"]["labels"] = {"afflux.io/role": 3}
     with pytest.raises(ValidationError):
         validate_config(prepare_config(broken))
@@ -50,10 +52,11 @@ def test_every_command_is_valid_shell_and_the_installer_exists(name: str):
     assert (project_root() / "requirements" / "install.sh").stat().st_mode & 0o111
 
 
-def test_the_smallest_cloud_cluster_holds_the_multi_node_spec():
+@pytest.mark.parametrize("name", CLOUDS)
+def test_the_smallest_cloud_cluster_holds_the_multi_node_spec(name: str):
     nodes = [
         Node(f"{kind}-{index}", {k: float(v) for k, v in made["resources"].items()}, made["labels"])
-        for kind, made in read("cluster.yaml")["available_node_types"].items()
+        for kind, made in read(name)["available_node_types"].items()
         for index in range(1 if kind == "head" else made["min_workers"])
     ]
     memory = 2048.0 * 2**30  # what a node of this size has; the YAML leaves it to Ray
