@@ -262,6 +262,31 @@ def slo(
 
 
 @app.command(
+    name="slo-replay",
+    epilog="Every run of the file is simulated with its own requests, changes and fitted stage "
+    "times, and with these a little shorter and longer. Takes a minute or two; needs no "
+    "deployment.",
+)
+def slo_replay(
+    recorded: Annotated[Path, typer.Argument(metavar="FILE", help="Written by bench slo --json.")],
+    percent: Annotated[
+        float, typer.Option(min=0.1, max=50.0, help="Of stage times, less and more.")
+    ] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, help="The recorded run's.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Repeat a recorded bench slo in the simulator, beside what was measured."""
+    from afflux.progress import WorkProgress
+    from benchmarks import slo_replay as benchmark
+
+    try:
+        with WorkProgress() as progress:
+            benchmark.run(recorded, json_file, percent=percent, seed=seed, progress=progress)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="FILE") from None
+
+
+@app.command(
     epilog="Needs the recorded traces in ../shared/data, or in --traces. Every trace's hour is "
     "made into a day: how the rate moves over it is assumed, and said with the result. All fixed "
     "numbers of actors are simulated until the best is found, then the policies. Takes tens of "

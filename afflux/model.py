@@ -143,6 +143,8 @@ def print_model(console: "Console", data: Mapping[str, Any]) -> None:
     )
     if load_text:
         say(console, f"the load: {load_text}")
+    if data.get("level", 1.0) != 1.0:
+        say(console, f"stage times: as measured, times {data['level']:.3g} by observed TPOT")
     if data.get("error") is not None:
         say(console, f"predicted TPOT is off by {data['error']:.1%} in the median")
 

@@ -101,6 +101,7 @@ class Calibrator:
         model = replace(
             raw,
             latencies=latencies.scaled(attention=level, ffn=level, transfer=level, prefill=level),
+            level=level,
             error=float(np.median(errors)) if len(errors) >= LEAST_CHECKS else math.nan,
             samples=self._measured.counts,
             intervals=_intervals(fits, level),

@@ -53,6 +53,8 @@ class Model:
         imbalance: load of the busiest FFN worker over the mean, >= 1.
         lanes: lanes of a step that the model was fitted at, mostly.
         layers: rounds to the FFN workers in a step.
+        level: factor in all stages of ``latencies`` that brings ``predict`` to what was observed;
+            divided by it they are as measured, which is what a simulator wants.
         error: median of |predicted / observed - 1| of TPOT over recent windows; nan: not compared.
         samples: how many measurements each stage's curve rests on.
         intervals: 95 % intervals of coefficients by name ("attention.a"), where known.
@@ -70,6 +72,7 @@ class Model:
     imbalance: float = 1.0
     lanes: int = 1
     layers: int = 1
+    level: float = 1.0
     error: float = math.nan
     samples: Mapping[str, int] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -104,7 +104,7 @@ def run_days(
     folder = Path(__file__).resolve().parents[2] / "shared" / "data" if traces is None else traces
     tell = progress or (lambda text, share: None)
     chosen = [CASES[name] for name in cases or CASES]
-    found = []
+    found: list[Found] = []
     began = time.monotonic()
     for index, case in enumerate(chosen):
         share = index / len(chosen)
@@ -113,11 +113,12 @@ def run_days(
             tell(f"{case.name}: {text}", share + part / len(chosen))
 
         found.append(_one(case, wanted, folder, hours, jobs, seed, say))
-    report = make_report("autoscale", _summary(found, time.monotonic() - began), _details(found))
-    for one in found:
-        _print(one)
+        seconds = time.monotonic() - began
+        report = make_report("autoscale", _summary(found, seconds), _details(found))
+        # a day takes long: what has been found is not to be lost
+        write_report(report, json_path)
+        _print(found[-1])
     print_summary(report)
-    write_report(report, json_path)
     _draw(png_path if png_path or not json_path else json_path.with_suffix(".png"), found)
     return report
 

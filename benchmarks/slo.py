@@ -78,9 +78,6 @@ SET_UP = (
 )
 WARM_UP_S = 12.0
 SETTLE_S = 4.0
-STATIC_DRAIN_S = 15.0
-"""How long a static run waits for its last requests; a backlog that takes longer has missed."""
-
 STREAM_INTERVAL = 4
 """Tokens per message after the first: a message per token would take the cores that the devices'
 own work needs, and TPOT needs the first and the last."""
@@ -88,7 +85,6 @@ own work needs, and TPOT needs the first and the last."""
 STALL_S = 3600.0
 """Who waits in an overload waits to the end: giving up is no failure of the deployment."""
 
-DRAIN_S = 90.0
 LOOK_S = 0.2
 WHOLE_S = 300.0
 """How long the deployment may take to be whole at a split, starting processes included."""
@@ -195,8 +191,7 @@ def _perform(stage: Stage, scenario: Scenario, one: Run, targets: Targets) -> No
                 launch.resume(name)
             _until(lambda: time.time() >= one.began + scenario.seconds, math.inf)
             launch.pause(name)  # no load any more is none of the scenario's shifts
-            drain = DRAIN_S if one.policy else STATIC_DRAIN_S
-            _until(lambda: load.progress().done == len(scenario.asked), drain)
+            _until(lambda: load.progress().done == len(scenario.asked), one.drain_s)
             load.stop()
             streams = load.streams(60.0)
         finally:

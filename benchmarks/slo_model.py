@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from actors.checkpoint import Checkpoint
 from autoscaler.model import Model
@@ -34,8 +35,6 @@ OUTSIDE_S = 0.012
 
 PREPARE_S, PAUSE_S = 2.0, 0.05
 """How long a change takes with warm workers, about, and how long its commit holds up steps."""
-
-GRACE_S = 60.0
 
 
 def latencies(spec: ClusterSpec, checkpoint: Checkpoint) -> Latencies:
@@ -85,7 +84,8 @@ def repeat(
 ) -> list[Outcome]:
     """What the simulator makes of every request when the changes are those that a run has made.
 
-    By the latencies that the run's own controller had fitted at its end, else by those emulated.
+    By the latencies that the run's own controller had fitted at its end, as they were measured,
+    else by those emulated.
     """
     events = [
         Scale(max(0.0, change.at - PREPARE_S), change.attention, change.ffn)
@@ -93,8 +93,19 @@ def repeat(
     ]
     known = None
     if run.model is not None:
-        known = Latencies.from_json(json.dumps(run.model["latencies"]))
+        known = measured(run.model)
     return _simulated(scenario, spec, targets, run, checkpoint, None, events, known)[0]
+
+
+def measured(model: Mapping[str, Any]) -> Latencies:
+    """Stage times of a model (plain data) without its level.
+
+    The level corrects the closed form that predicts, at the load of the run's end; a simulator
+    plays everything out itself, at every load.
+    """
+    back = 1.0 / model.get("level", 1.0)
+    known = Latencies.from_json(json.dumps(model["latencies"]))
+    return known.scaled(attention=back, ffn=back, transfer=back, prefill=back)
 
 
 def _simulated(
@@ -130,7 +141,7 @@ def _simulated(
     result = simulate(
         cluster,
         as_arrivals(scenario.asked, KV_BLOCK),
-        until=scenario.seconds + GRACE_S,
+        until=scenario.seconds + run.drain_s,
         events=events,
         policy=policy,
         interval=settings.interval_s if policy else None,

@@ -25,6 +25,11 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
 }
 """Policies that take part, with their parameters."""
 
+DRAIN_S = 90.0
+STATIC_DRAIN_S = 15.0
+"""How long a policy's and a static run wait for their last requests; a static split's backlog that
+takes longer has missed."""
+
 
 @dataclass
 class Run:
@@ -63,6 +68,11 @@ class Run:
     def attainment(self) -> float:
         """Share of all requests that were answered within both targets."""
         return judging.attainment(self.outcomes)
+
+    @property
+    def drain_s(self) -> float:
+        """How long it waits for its last requests once no more come."""
+        return DRAIN_S if self.policy else STATIC_DRAIN_S
 
     @property
     def lost(self) -> int:
