@@ -25,6 +25,7 @@ from rich.progress import Progress
 from benchmarks.gaps import commit_pause, failures, figures, token_gaps, until, wrong_tokens
 from benchmarks.leaks import Snapshot, growth, snapshot
 from benchmarks.load import Stream, make_requests
+from benchmarks.plain_ray import make_and_end
 from benchmarks.report import (
     make_report,
     print_failures,
@@ -47,6 +48,8 @@ FLIPS: tuple[tuple[Role, Role, tuple[int, int]], ...] = (
 CYCLE = ((2, 2), (1, 1))
 LEAKS = ("rss_mib", "files", "threads", "shm", "groups")
 SETTLE_S = 2.0
+MANAGER_PROCESS = "ray::Manager"
+OWNER_PROCESS = "ray::Owner"
 
 
 @dataclass
@@ -86,13 +89,15 @@ class Step:
 
 @dataclass
 class Run:
-    """What a run leaves behind. ``script_ended``: when cycles began, in Unix seconds;
+    """What a run leaves behind. ``snapshots``: one per cycle, ``plain``: likewise, while Ray alone
+    makes and ends as many actors; ``script_ended``: when cycles began, in Unix seconds;
     ``company``: the machine's CPU time in use before it all, in percent."""
 
     steps: list[Step] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     reference: list[Stream] = field(default_factory=list)
+    plain: list[Snapshot] = field(default_factory=list)
     script_ended: float = 0.0
     company: float = 0.0
 
@@ -167,7 +172,7 @@ def _perform(
     seed: int,
 ) -> None:
     requests = make_requests(seed, 4 * concurrency)
-    total = 1 + len(SCRIPT) + 1 + len(FLIPS) + cycles
+    total = 1 + len(SCRIPT) + 1 + len(FLIPS) + 2 * cycles
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("undisturbed run", total=total)
 
@@ -239,6 +244,28 @@ def _cycle(stage: Stage, done: Run, cycles: int, next_is: Callable[[str], None])
         if number >= cycles // 3:
             done.snapshots.append(snapshot(stage.processes(), NAME))
 
+    def look(number: int) -> None:
+        next_is(f"Ray alone, {number + 1} of {cycles}")
+        if number >= cycles // 3:
+            done.plain.append(snapshot(stage.processes(), NAME))
+
+    make_and_end(cycles, sum(up) - sum(down), look)
+
+
+def _growth(done: Run) -> dict[str, Any] | None:
+    """``leaks.growth``, with what each process grew by while Ray alone made as many actors; the
+    manager's, which makes actors, is compared with the owner of those."""
+    if len(done.snapshots) < 2:
+        return None
+    grown = growth(done.snapshots)
+    plain = growth(done.plain)["processes"] if len(done.plain) > 1 else []
+    by_pid = {row["pid"]: row["grown_mib"] for row in plain}
+    owner = next((row["grown_mib"] for row in plain if row["name"].startswith(OWNER_PROCESS)), None)
+    for row in grown["processes"]:
+        alone = owner if row["name"].startswith(MANAGER_PROCESS) else by_pid.get(row["pid"])
+        row["ray_alone_mib"] = alone
+    return grown
+
 
 # -- what came of it -------------------------------------------------------------------------------
 
@@ -264,9 +291,10 @@ def _summary(done: Run, *, emulated: bool) -> dict[str, Any]:
         "compared": "token by token with an undisturbed run",
         "emulation": emulated,
     }
-    if len(done.snapshots) > 1:
-        grown = growth(done.snapshots)
+    if (grown := _growth(done)) is not None:
         summary |= {f"grown_{key}": grown[key] for key in LEAKS}
+        ours = [row["grown_mib"] - (row["ray_alone_mib"] or 0.0) for row in grown["processes"]]
+        summary["grown_beside_ray_mib"] = round(max(ours, default=0.0), 2)
     summary["clean"] = (
         not found["failed"] and not found["wrong_tokens"] and all(s.done for s in done.steps)
     )
@@ -296,7 +324,7 @@ def _details(done: Run) -> dict[str, Any]:
         "failures": failures(done.streams),
         "wrong": [asdict(done.streams[index]) for index in wrong[:20]],
         "undisturbed": figures(done.reference, done.reference),
-        "growth": growth(done.snapshots) if len(done.snapshots) > 1 else None,
+        "growth": _growth(done),
     }
 
 
@@ -320,7 +348,7 @@ def _print(report: dict[str, Any], done: Run) -> None:
         processes = report["details"]["growth"]["processes"]
         print_table(
             f"elastic: growth over {len(done.snapshots)} cycles",
-            ("process", "pid", "MiB", "grown MiB", "files", "threads"),
+            ("process", "pid", "MiB", "grown MiB", "files", "threads", "Ray alone: grown MiB"),
             [tuple(row.values()) for row in processes],
         )
     print_failures(report["details"]["failures"])

@@ -60,10 +60,37 @@ def test_a_change_that_was_rolled_back_is_not_clean(done: Run):
 
 def test_growth_is_in_the_summary(done: Run):
     sizes = (100, 101, 102)
-    done.snapshots = [
-        Snapshot({(1, 0.0): Process("raylet", mib << 20, 9, 9)}, frozenset(), 2) for mib in sizes
+    done.snapshots = snapshots(raylet=sizes)
+    summary = elastic._summary(done, emulated=False)
+    assert summary["grown_rss_mib"] == summary["grown_beside_ray_mib"] == 2.0
+
+
+def test_growth_is_compared_with_ray_alone(done: Run):
+    manager = "ray::Manager"
+    done.snapshots = snapshots(**{"gcs_server": (100, 105, 110), manager: (50, 52, 53)})
+    done.plain = snapshots(**{"gcs_server": (110, 115, 119), manager: (53, 53, 53)})
+    for number, snap in enumerate(done.plain):
+        snap.processes[9, 0.0] = Process("ray::Owner", 40 + number << 20, 9, 9)
+    rows = {row["name"]: row for row in elastic._growth(done)["processes"]}
+    assert (rows["gcs_server"]["grown_mib"], rows["gcs_server"]["ray_alone_mib"]) == (10.0, 9.0)
+    assert (rows[manager]["grown_mib"], rows[manager]["ray_alone_mib"]) == (3.0, 2.0)
+    assert elastic._summary(done, emulated=False)["grown_beside_ray_mib"] == 1.0
+
+
+def snapshots(**mib: tuple[int, ...]) -> list[Snapshot]:
+    """One per size; processes by name."""
+    each = zip(*mib.values(), strict=True)
+    return [
+        Snapshot(
+            {
+                (pid, 0.0): Process(name, size << 20, 9, 9)
+                for pid, (name, size) in enumerate(zip(mib, sizes, strict=True))
+            },
+            frozenset(),
+            2,
+        )
+        for sizes in each
     ]
-    assert elastic._summary(done, emulated=False)["grown_rss_mib"] == 2.0
 
 
 def test_it_prints(done: Run, capsys: pytest.CaptureFixture[str]):

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+import actors.transport.endpoint as endpoint_module
 from actors.errors import PeerLost, PeerMismatch, PeerRefused
 from actors.transport import frame
 from actors.transport.endpoint import Endpoint
@@ -214,7 +215,7 @@ def forge(asker, **fields):
     good = frame.FrameHeader(
         1, 3, 1, 0, 1, 0, 2, 5, 10, 1, asker._source, link.remote_session, 1, asker.digest
     )
-    link.wire.notify(link.agent, frame.pack(good._replace(**fields)))
+    link.wire.notify(link.agent, frame.pack(good._replace(**fields), tag=link.tag))
 
 
 @pytest.mark.parametrize(
@@ -351,3 +352,27 @@ def test_wait_ends_at_its_deadline(pair):
     start = time.monotonic()
     assert asker.wait(0.1, ["ffn-0"]) == []
     assert 0.09 <= time.monotonic() - start < 1.0
+
+
+def test_a_local_wire_is_renewed_when_many_have_left_and_those_who_stay_notice_nothing(monkeypatch):
+    """UCX keeps what it had for a peer of the same host until the worker goes: so it must go."""
+    monkeypatch.setattr(endpoint_module, "_DEPARTED", 2)
+    lasting, guest, first = (Endpoint(name, GEOMETRY, DIGEST) for name in ("a", "f-new", "f-old"))
+    if "local" not in lasting._wires:
+        pytest.skip("processes may not write into each other's memory here")
+    connect(lasting, first)
+    seen = {lasting._links["f-old"].wire.name}
+    for step in range(7):
+        connect(lasting, guest)
+        seen.add(lasting._links["f-new"].wire.name)
+        exchange(lasting, guest, step=step, **sample())
+        exchange(lasting, first, step=step, **sample())
+        lasting.disconnect("f-new")
+        until(lambda _: guest.lost, guest)
+        assert len(lasting._polled) <= 2  # the first one's, and the newest
+    assert 3 <= len(seen) <= 5
+    exchange(lasting, first, step=8, **sample())
+    lasting.disconnect("f-old")
+    assert lasting._polled == []
+    for endpoint in (lasting, guest, first):
+        endpoint.close()
