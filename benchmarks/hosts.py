@@ -243,6 +243,8 @@ def _start(
     (first,) = psutil.Process(process.pid).children()
     port = f"af{tag}{name.removeprefix('host')}"
     _ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(first.pid))
+    # goes with its other end, but that may take the kernel a while
+    stack.callback(_quietly, "link", "del", port)
     _ip("link", "set", port, "master", found.bridge, "up")
     host = Host(name, address, first.pid, port, own, key)
     for line in (
