@@ -66,6 +66,8 @@ class AttentionConfig:
         threads: torch threads of the engine; None leaves torch's choice.
         metrics: export metrics, see ``metrics.attention``; None exports none.
         tracing: export spans of traced requests; None traces nothing.
+        secret: shared by the deployment's actors, see ``transport.trust``; never logged.
+        address: of this node in the cluster; see ``transport.interfaces``.
     """
 
     name: str
@@ -81,6 +83,8 @@ class AttentionConfig:
     threads: int | None = None
     metrics: MetricsConfig | None = None
     tracing: TracingConfig | None = None
+    secret: bytes = field(default=b"", repr=False)
+    address: str | None = None
 
 
 _KV_CACHE_BYTES = 1 << 30
@@ -133,6 +137,7 @@ class AttentionEngine:
             self.checkpoint.digest,
             device=self.vllm_config.device_config.device.type,
             ucx_tls=config.ucx_tls,
+            secret=config.secret,
         )
         self._bind()
 

@@ -67,6 +67,8 @@ class FFNConfig:
         emulate: an emulated device whose kernels take their modelled time.
         epoch: frames under an older expert table are refused, see ``keep``.
         metrics: export metrics, see ``metrics.ffn``; None exports none.
+        secret: shared by the deployment's actors, see ``transport.trust``; never logged.
+        address: of this node in the cluster; see ``transport.interfaces``.
     """
 
     name: str
@@ -84,6 +86,8 @@ class FFNConfig:
     emulate: Emulation | None = None
     epoch: int = 0
     metrics: MetricsConfig | None = None
+    secret: bytes = field(default=b"", repr=False)
+    address: str | None = None
 
 
 @dataclass
@@ -420,6 +424,7 @@ class FFNActor:
             shard.checkpoint.digest,
             device=config.device,
             ucx_tls=config.ucx_tls,
+            secret=config.secret,
         )
         return FFNWorker(
             shard,

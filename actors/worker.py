@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from actors.errors import AffluxError
+from actors.transport import interfaces
 
 _NICE = 10  # of imports, above the process: a tenth of what a thread that serves gets
 
@@ -65,6 +66,7 @@ class Worker:
             self._hurry()
             await asyncio.shield(self._preloading)
         role = _role_of(config)
+        interfaces.choose(config.address)
         if self._role is None:
             self._role = role()
         elif not isinstance(self._role, role):

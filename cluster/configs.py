@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from actors.ffn import FFNConfig
 
 
-def attention_config(spec: ClusterSpec, name: str) -> AttentionConfig:
-    """What the attention actor ``name`` is told."""
+def attention_config(
+    spec: ClusterSpec, name: str, secret: bytes = b"", address: str | None = None
+) -> AttentionConfig:
+    """What the attention actor ``name`` is told.
+
+    Args:
+        secret: see ``peer_secret``. address: of its node.
+    """
     from actors.engine import AttentionConfig
 
     return AttentionConfig(
@@ -34,6 +40,8 @@ def attention_config(spec: ClusterSpec, name: str) -> AttentionConfig:
         emulate=emulation(spec),
         metrics=metrics(spec),
         tracing=tracing(spec),
+        secret=secret,
+        address=address,
     )
 
 
@@ -43,12 +51,15 @@ def ffn_config(
     experts: Mapping[int, Sequence[int]],
     epoch: int,
     offers: Sequence[Any] = (),
+    secret: bytes = b"",
+    address: str | None = None,
 ) -> FFNConfig:
     """What the FFN actor ``name`` is told.
 
     Args:
         experts: layer -> experts to hold. epoch: frames of earlier ones are refused.
         offers: of peers whose memory has some of the weights.
+        secret: see ``peer_secret``. address: of its node.
     """
     from actors.ffn import FFNConfig
 
@@ -66,6 +77,8 @@ def ffn_config(
         emulate=emulation(spec),
         epoch=epoch,
         metrics=metrics(spec),
+        secret=secret,
+        address=address,
     )
 
 

@@ -28,6 +28,7 @@ from cluster.expert_loads import ExpertLoads, imbalance
 from cluster.exposition import Exposition
 from cluster.membership import Membership
 from cluster.names import NAMESPACE, actor_name, manager_name
+from cluster.peer_secret import peer_secret
 from cluster.placement import Rules
 from cluster.seats import ANSWER_S, STOP_S, Seat, SeatGone, Seats, words
 from cluster.spec import ROLES, ClusterSpec, Role
@@ -82,6 +83,7 @@ class Manager:
             on_state=self._on_state,
             on_lost=self._on_lost,
             on_fault=self._on_fault,
+            secret=peer_secret(self.spec.name),
         )
         self.loads = ExpertLoads()
         self.exposition = Exposition(self.spec)

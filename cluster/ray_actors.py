@@ -94,6 +94,8 @@ def worker_env(spec: ClusterSpec) -> dict[str, str]:
         env[_KV_SPACE] = os.environ[_KV_SPACE]
     if spec.transport.ucx_tls:
         env["UCX_TLS"] = spec.transport.ucx_tls
+    if spec.transport.net_devices:
+        env["UCX_NET_DEVICES"] = spec.transport.net_devices
     return env
 
 

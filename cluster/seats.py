@@ -85,6 +85,7 @@ class Seats:
         on_state: called with (seat, state, detail) at every step of a seat's life.
         on_lost: called with (name, why) when an actor is found to be gone or silent.
         on_fault: called with (name of the attention actor, its report of an FFN actor's fault).
+        secret: what the deployment's actors know each other by.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Seats:
         on_state: Callable[[Seat, State, str], None],
         on_lost: Callable[[str, str], None],
         on_fault: Callable[[str, Any], None],
+        secret: bytes = b"",
     ):
         self.spec = spec
         self.warm = warm
@@ -103,6 +105,7 @@ class Seats:
         self._on_state = on_state
         self._on_lost = on_lost
         self._on_fault = on_fault
+        self._secret = secret
 
     # -- the kinds of actions --------------------------------------------------------------------
 
@@ -127,10 +130,11 @@ class Seats:
         place = await asyncio.to_thread(ray_actors.where, seat.handle)
         seat.node_id, seat.node_ip, seat.pid = place[0] or seat.node_id, place[1], place[2]
         if role == "attention":
-            await self._load(seat, configs.attention_config(self.spec, name), devices)
+            known = configs.attention_config(self.spec, name, self._secret, seat.node_ip)
+            await self._load(seat, known, devices)
         else:
             async with self._offers(sources or {}, experts) as offers:
-                config = configs.ffn_config(self.spec, name, experts, epoch, offers)
+                config = configs.ffn_config(self.spec, name, experts, epoch, offers, self._secret)
                 await self._load(seat, config, devices)
         self.set_state(seat, "loading", "loaded")
         self.watch(seat)

@@ -204,6 +204,10 @@ class TransportSpec(_Section):
     ucx_tls: str | None = Field(default=None, min_length=1)
     """UCX transports to use, as in UCX_TLS ("tcp", "rc,cuda_copy"); null lets UCX choose."""
 
+    net_devices: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.:,-]+$")
+    """Network devices to use, as in UCX_NET_DEVICES ("eth1", "mlx5_0:1,mlx5_1:1"). null: on a node
+    without RDMA devices the interface that has the node's address in Ray, else UCX's choice."""
+
     max_frame_tokens: int = Field(default=512, ge=1, le=65536)
     """The most tokens in one frame; a larger batch travels as several frames. Sizes the buffers
     that every pair of actors registers."""

@@ -7,15 +7,17 @@ pure: no sockets, no tensors. Not for the bytes of the payload: see ``geometry``
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import struct
-import zlib
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from actors.errors import FrameError
 
 MAGIC = b"AFX1"
-PROTOCOL = 1
+PROTOCOL = 2
+TAG_BYTES = 8
 DENSE = 1
 """Flag: ids and weights are [tokens, top_k] and there are no row numbers."""
 
@@ -79,8 +81,7 @@ class FrameHeader(NamedTuple):
 
 
 _BODY = struct.Struct("<4sBBBBBHHHIIIIIQ8sQQQQQQ")
-_CRC = struct.Struct("<I")
-HEADER_BYTES = _BODY.size + _CRC.size
+HEADER_BYTES = _BODY.size + TAG_BYTES
 # Plain numbers: looking up an enum's members costs a tenth of a microsecond each.
 _KINDS = frozenset(int(kind) for kind in Kind)
 _ERROR = int(Kind.ERROR)
@@ -90,8 +91,23 @@ def _kind_name(kind: int) -> str:
     return Kind(kind).name if kind in _KINDS else f"kind {kind}"
 
 
-def pack(header: FrameHeader, tail: bytes = b"") -> bytes:
-    """Header (and the text of an ERROR) as bytes, protected by a CRC.
+def tagger(key: bytes) -> Any:
+    """What ``pack`` and ``unpack`` tag and check frames with; made once per link.
+
+    Args:
+        key: of ``trust.link_key``; b"" makes a checksum that anybody can make.
+    """
+    return hashlib.blake2b(digest_size=TAG_BYTES, key=key)
+
+
+UNKEYED = tagger(b"")
+
+
+def pack(header: FrameHeader, tail: bytes = b"", tag: Any = UNKEYED) -> bytes:
+    """Header (and the text of an ERROR) as bytes, with a tag that shows who made it.
+
+    Args:
+        tag: of ``tagger``, with the link's key.
 
     Raises:
         ValueError: a field does not fit its width; says which header.
@@ -100,14 +116,17 @@ def pack(header: FrameHeader, tail: bytes = b"") -> bytes:
         body = _BODY.pack(MAGIC, PROTOCOL, *header) + tail
     except struct.error as error:
         raise ValueError(f"frame header field out of range ({error}): {header}") from error
-    return body + _CRC.pack(zlib.crc32(body))
+    made = tag.copy()
+    made.update(body)
+    return body + made.digest()
 
 
-def unpack(note: bytes) -> FrameHeader:
+def unpack(note: bytes, tag: Any = UNKEYED) -> FrameHeader:
     """The header in a notification.
 
     Raises:
-        FrameError: too short, wrong magic, other protocol version, or a CRC that does not match.
+        FrameError: too short, wrong magic, other protocol version, or a tag that does not match
+            (code ``bad_tag``): damaged, or made by somebody without the link's key.
     """
     size = len(note)
     if size < HEADER_BYTES:
@@ -121,8 +140,13 @@ def unpack(note: bytes) -> FrameHeader:
             "run the same afflux version on all actors",
             code="bad_protocol",
         )
-    if zlib.crc32(note[:-4]) != _CRC.unpack_from(note, size - 4)[0]:
-        raise FrameError(f"frame of {size} bytes is damaged: its checksum does not match")
+    expected = tag.copy()
+    expected.update(note[:-TAG_BYTES])
+    if not hmac.compare_digest(expected.digest(), note[-TAG_BYTES:]):
+        raise FrameError(
+            f"frame of {size} bytes is damaged, or from a stranger: its tag does not match",
+            code="bad_tag",
+        )
     header = FrameHeader._make(fields[2:])
     if size != HEADER_BYTES and header.kind != _ERROR:
         raise FrameError(f"frame of {size} bytes, expected {HEADER_BYTES}: {header.describe()}")
@@ -131,13 +155,13 @@ def unpack(note: bytes) -> FrameHeader:
     return header
 
 
-def pack_error(header: FrameHeader, code: str, text: str) -> bytes:
+def pack_error(header: FrameHeader, code: str, text: str, tag: Any = UNKEYED) -> bytes:
     """An ERROR frame; the text is cut to ``MAX_ERROR_TEXT`` bytes."""
     tail = code.encode()[:64] + b"\0" + text.encode()[:MAX_ERROR_TEXT]
-    return pack(header._replace(kind=Kind.ERROR), tail)
+    return pack(header._replace(kind=Kind.ERROR), tail, tag)
 
 
 def unpack_error(note: bytes) -> tuple[str, str]:
     """(code, text) of an ERROR frame that ``unpack`` accepted."""
-    code, _, text = note[_BODY.size : -4].partition(b"\0")
+    code, _, text = note[_BODY.size : -TAG_BYTES].partition(b"\0")
     return code.decode(errors="replace"), text.decode(errors="replace")

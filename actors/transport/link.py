@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from actors.errors import PeerRefused
-from actors.transport.frame import FrameHeader, Kind
+from actors.transport.frame import UNKEYED, FrameHeader, Kind
 from actors.transport.hops import HopHistograms, HopStamps, HopTimes
 from actors.transport.slots import SlotBuffer
+from actors.transport.trust import nonce
 from actors.transport.wire import Wire
 
 
@@ -22,6 +23,8 @@ class Link:
         self.send = send
         self.receive = receive
         self.session = session
+        self.nonce = nonce()
+        self.tag: Any = UNKEYED  # the link's own once connected
         self.remote_session = 0
         self.offered = False
         self.connected = False

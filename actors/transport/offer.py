@@ -13,7 +13,7 @@ class Offer:
 
     ``wires`` maps a wire's kind to its NIXL metadata; ``host`` says who may share memory with
     this process. ``session`` names this meeting: the peer puts it in every frame it sends, so a
-    frame of an earlier meeting is told apart.
+    frame of an earlier meeting is told apart. ``nonce`` and ``seal``: see ``trust``.
     """
 
     name: str
@@ -31,6 +31,8 @@ class Offer:
     memory: str
     device: int
     wires: tuple[tuple[str, bytes], ...]
+    nonce: bytes = b""
+    seal: bytes = b""
 
     def check(self, other: Offer) -> None:
         """Refuse a peer that does not serve the same model in the same way.

@@ -89,6 +89,7 @@ class Deployment:
 async def deployment(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Deployment]:
     monkeypatch.setattr(seats, "ROOM_GRACE_S", 0.0)
     monkeypatch.setattr(manager_module, "REFILL_S", 0.01)
+    monkeypatch.setattr(manager_module, "peer_secret", lambda deployment: deployment.encode())
     deployment = Deployment(FakeRay(monkeypatch))
     yield deployment
     for manager in deployment.managers:
@@ -100,6 +101,12 @@ async def deployment(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Deploymen
 def test_names() -> None:
     assert manager_name("x") == "x:manager"
     assert actor_name("x", "ffn-3") == "x:ffn-3"
+
+
+async def test_every_actor_is_told_the_deployments_secret(deployment: Deployment) -> None:
+    manager = await deployment.up()
+    for name in ("attention-0", "ffn-1"):
+        assert deployment.ray.member(name).config.secret == manager.spec.name.encode()
 
 
 async def test_start_connects_everybody_and_publishes(deployment: Deployment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -10,7 +11,9 @@ import psutil
 import pytest
 
 from actors.errors import AffluxError, CheckpointError
+from actors.transport import trust
 from cluster import launcher, ray_head, records
+from cluster.names import NAMESPACE, actor_name
 from cluster.preflight import LackingResources, PortInUse
 from cluster.spec import ClusterSpec, SpecError, load_spec
 from cluster.status import ActorEvent, ClusterHandle
@@ -51,6 +54,23 @@ def test_one_placement_group_per_actor(in_ray: None, spec: ClusterSpec) -> None:
     actors = launcher.status(spec.name).actors
     assert len(actors) == 3
     assert made == sorted(f"{spec.name}:{actor.name}" for actor in actors)
+
+
+def test_an_actor_meets_nobody_without_the_deployments_secret(
+    in_ray: None, spec: ClusterSpec
+) -> None:
+    """Not even with an offer of its own for a pattern, and not by changing one."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    ffn = next(a for a in launcher.status(spec.name).actors if a.role == "ffn")
+    handle = ray.get_actor(actor_name(spec.name, ffn.name), namespace=NAMESPACE)
+    theirs = ray.get(handle.offer.remote("stranger"))
+    forged = replace(theirs, name="stranger", peer=ffn.name)
+    for offer in (forged, trust.sealed(b"", forged)):
+        with pytest.raises(RayTaskError, match="not made with"):
+            ray.get(handle.connect.remote(offer))
+    assert "stranger" not in ray.get(handle.info.remote())["peers"]
 
 
 def test_everything_listens_on_loopback(cluster: ClusterHandle) -> None:

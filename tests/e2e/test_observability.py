@@ -102,11 +102,19 @@ def history(prometheus: str, deployment: Deployment) -> Iterator[str]:
 
 def first(prometheus: str, deployment: Deployment) -> None:
     """Wait until Prometheus has read every process that there is."""
-    wanted = len(deployment.status().actors) + 2  # a frontend and the manager
+    # as whole as it says it is, whatever an earlier test left under way
+    until(deployment.whole, "whole", seconds=240)
     until(
-        lambda: len(asked(prometheus, 'up{job="afflux"} == 1')) == wanted,
-        f"{wanted} processes are read",
+        # a frontend and the manager besides
+        lambda: len(read(prometheus)) == len(deployment.status().actors) + 2,
+        "every process is read",
+        seconds=240,
     )
+
+
+def read(prometheus: str) -> list[dict]:
+    """Processes that Prometheus could read at its last attempt."""
+    return asked(prometheus, 'up{job="afflux"} == 1')
 
 
 def traffic(deployment: Deployment) -> Streams:
