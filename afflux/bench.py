@@ -264,8 +264,7 @@ def slo(
 @app.command(
     name="slo-replay",
     epilog="Every run of the file is simulated with its own requests, changes and fitted stage "
-    "times, and with these a little shorter and longer. Takes a minute or two; needs no "
-    "deployment.",
+    "times, and with these a little shorter and longer. Takes seconds; needs no deployment.",
 )
 def slo_replay(
     recorded: Annotated[Path, typer.Argument(metavar="FILE", help="Written by bench slo --json.")],
@@ -289,9 +288,9 @@ def slo_replay(
 @app.command(
     epilog="Needs the recorded traces in ../shared/data, or in --traces. Every trace's hour is "
     "made into a day: how the rate moves over it is assumed, and said with the result. All fixed "
-    "numbers of actors are simulated until the best is found, then the policies. Takes tens of "
-    "minutes; needs no deployment. Exit code 1 when a trace has no policy within a point of the "
-    "best fixed numbers at 30 % fewer actor-seconds."
+    "numbers of actors are simulated until the best is found, then the policies. Azure's day takes "
+    "tens of minutes, Mooncake's hours; needs no deployment. Exit code 1: a trace has no policy "
+    "within a point of the best fixed numbers at 30 % fewer actor-seconds."
 )
 def autoscale(
     trace: Annotated[

@@ -192,10 +192,7 @@ def hosts(count: int) -> Iterator[Hosts]:
         # not below /tmp: every host has another one
         folder = Path(tempfile.mkdtemp(prefix="afflux-hosts-", dir="/var/tmp"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        key = folder / "id_ed25519"
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(key)], check=True
-        )
+        key = _keygen(folder / "id_ed25519")
         found = Hosts(f"afb{tag}", f"{net}.1")
         _ip("link", "add", found.bridge, "type", "bridge")
         stack.callback(_quietly, "link", "del", found.bridge)
@@ -208,15 +205,20 @@ def hosts(count: int) -> Iterator[Hosts]:
         yield found
 
 
+def _keygen(path: Path) -> Path:
+    """A new pair of keys without a passphrase; the path of the private one."""
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True
+    )
+    return path
+
+
 def _start(
     stack: ExitStack, found: Hosts, name: str, address: str, tag: str, folder: Path, key: Path
 ) -> Host:
     own = folder / name
     own.mkdir()
-    host_key = own / "host_key"
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(host_key)], check=True
-    )
+    host_key = _keygen(own / "host_key")
     (own / "sshd_config").write_text(
         f"ListenAddress {address}\nHostKey {host_key}\nAuthorizedKeysFile {key}.pub\n"
         "PermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\n"

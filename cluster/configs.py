@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def attention_config(
-    spec: ClusterSpec, name: str, secret: bytes = b"", address: str | None = None
+    spec: ClusterSpec, name: str, *, secret: bytes, address: str | None
 ) -> AttentionConfig:
     """What the attention actor ``name`` is told.
 
@@ -51,8 +51,9 @@ def ffn_config(
     experts: Mapping[int, Sequence[int]],
     epoch: int,
     offers: Sequence[Any] = (),
-    secret: bytes = b"",
-    address: str | None = None,
+    *,
+    secret: bytes,
+    address: str | None,
 ) -> FFNConfig:
     """What the FFN actor ``name`` is told.
 

@@ -96,7 +96,7 @@ class Seats:
         on_state: Callable[[Seat, State, str], None],
         on_lost: Callable[[str, str], None],
         on_fault: Callable[[str, Any], None],
-        secret: bytes = b"",
+        secret: bytes,
     ):
         self.spec = spec
         self.warm = warm
@@ -130,11 +130,21 @@ class Seats:
         place = await asyncio.to_thread(ray_actors.where, seat.handle)
         seat.node_id, seat.node_ip, seat.pid = place[0] or seat.node_id, place[1], place[2]
         if role == "attention":
-            known = configs.attention_config(self.spec, name, self._secret, seat.node_ip)
+            known = configs.attention_config(
+                self.spec, name, secret=self._secret, address=seat.node_ip
+            )
             await self._load(seat, known, devices)
         else:
             async with self._offers(sources or {}, experts) as offers:
-                config = configs.ffn_config(self.spec, name, experts, epoch, offers, self._secret)
+                config = configs.ffn_config(
+                    self.spec,
+                    name,
+                    experts,
+                    epoch,
+                    offers,
+                    secret=self._secret,
+                    address=seat.node_ip,
+                )
                 await self._load(seat, config, devices)
         self.set_state(seat, "loading", "loaded")
         self.watch(seat)

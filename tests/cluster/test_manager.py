@@ -103,10 +103,12 @@ def test_names() -> None:
     assert actor_name("x", "ffn-3") == "x:ffn-3"
 
 
-async def test_every_actor_is_told_the_deployments_secret(deployment: Deployment) -> None:
+async def test_every_actor_is_told_the_secret_and_where_to_listen(deployment: Deployment) -> None:
     manager = await deployment.up()
     for name in ("attention-0", "ffn-1"):
-        assert deployment.ray.member(name).config.secret == manager.spec.name.encode()
+        config = deployment.ray.member(name).config
+        assert config.secret == manager.spec.name.encode()
+        assert config.address == "10.0.0.1"
 
 
 async def test_start_connects_everybody_and_publishes(deployment: Deployment) -> None:

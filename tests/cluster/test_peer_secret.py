@@ -18,7 +18,7 @@ def test_every_deployment_has_its_own(key: bytes, one: str, other: str):
 def test_actors_are_told_it_and_show_it_nowhere():
     spec = make_spec({"model": {"path": "/models/x"}}, [])
     for config in (
-        attention_config(spec, "attention-0", b"very secret"),
-        ffn_config(spec, "ffn-0", {0: [1]}, 1, (), b"very secret"),
+        attention_config(spec, "attention-0", secret=b"very secret", address=None),
+        ffn_config(spec, "ffn-0", {0: [1]}, 1, secret=b"very secret", address=None),
     ):
         assert config.secret == b"very secret" and "very secret" not in repr(config)

@@ -409,7 +409,8 @@ def test_a_receiver_that_is_away(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_the_spec_says_where() -> None:
     spec = load_spec(None, [])
-    assert tracing(spec) is None and attention_config(spec, "attention-0").tracing is None
+    config = attention_config(spec, "attention-0", secret=b"", address=None)
+    assert tracing(spec) is None and config.tracing is None
     spec = load_spec(
         None,
         [
@@ -420,7 +421,8 @@ def test_the_spec_says_where() -> None:
         ],
     )
     expected = TracingConfig("http://collector:4317", "grpc", 0.25, "demo")
-    assert tracing(spec) == attention_config(spec, "attention-0").tracing == expected
+    config = attention_config(spec, "attention-0", secret=b"", address=None)
+    assert tracing(spec) == config.tracing == expected
     for wrong in ("otlp_endpoint=collector:4317", "protocol=udp", "sample_ratio=2"):
         with pytest.raises(SpecError, match="tracing"):
             load_spec(None, [f"tracing.{wrong}"])

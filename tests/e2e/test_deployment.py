@@ -59,7 +59,7 @@ def test_one_placement_group_per_actor(in_ray: None, spec: ClusterSpec) -> None:
 def test_an_actor_meets_nobody_without_the_deployments_secret(
     in_ray: None, spec: ClusterSpec
 ) -> None:
-    """Not even with an offer of its own for a pattern, and not by changing one."""
+    """Not by changing an offer that it was given, nor by sealing it with a secret of its own."""
     import ray
     from ray.exceptions import RayTaskError
 

@@ -84,9 +84,9 @@ def deployment(cluster: ClusterHandle, spec: ClusterSpec) -> Deployment:
 
 
 @pytest.fixture(scope="module")
-def history(prometheus: str, deployment: Deployment) -> Iterator[str]:
+def history(prometheus: str, discovery: str, deployment: Deployment) -> Iterator[str]:
     """Traffic, changes of the ratio, a lost actor of each role, and refusals."""
-    first(prometheus, deployment)
+    first(prometheus, discovery, deployment)
     with traffic(deployment):
         assert launcher.scale(deployment.name, attention=2, ffn=3).phase == "done"
         deployment.process(deployment.actors("ffn")[0]).kill()
@@ -100,21 +100,29 @@ def history(prometheus: str, deployment: Deployment) -> Iterator[str]:
     until(deployment.whole, "back to 1A2F", seconds=150)
 
 
-def first(prometheus: str, deployment: Deployment) -> None:
+def first(prometheus: str, discovery: str, deployment: Deployment) -> None:
     """Wait until Prometheus has read every process that there is."""
-    # as whole as it says it is, whatever an earlier test left under way
-    until(deployment.whole, "whole", seconds=240)
-    until(
-        # a frontend and the manager besides
-        lambda: len(read(prometheus)) == len(deployment.status().actors) + 2,
-        "every process is read",
-        seconds=240,
-    )
+    until(deployment.whole, "whole", seconds=150)
+    # a frontend, the manager and the controller besides
+    until(lambda: len(listed(discovery)) == len(deployment.status().actors) + 3, "all are listed")
+    until(lambda: read(prometheus) == listed(discovery), "all that are listed are read")
 
 
-def read(prometheus: str) -> list[dict]:
-    """Processes that Prometheus could read at its last attempt."""
-    return asked(prometheus, 'up{job="afflux"} == 1')
+def listed(discovery: str) -> set[str]:
+    """Processes of ours that the manager tells Prometheus of, as ``host:port``."""
+    groups = httpx.get(discovery, timeout=10).json()
+    return {
+        target
+        for group in groups
+        if group["labels"]["job"] == "afflux"
+        for target in group["targets"]
+    }
+
+
+def read(prometheus: str) -> set[str]:
+    """Processes of ours that Prometheus could read at its last attempt, as ``host:port``."""
+    series = asked(prometheus, 'up{job="afflux"} == 1')
+    return {one["metric"]["instance"] for one in series}
 
 
 def traffic(deployment: Deployment) -> Streams:
