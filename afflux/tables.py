@@ -11,7 +11,7 @@ from rich.text import Text
 
 from actors.checkpoint import Checkpoint
 from cluster.spec import ROLES, ClusterSpec
-from cluster.status import ActorStatus, ChangeReport, ClusterStatus
+from cluster.status import ActorStatus, ChangeReport, ClusterStatus, TopologyStatus
 
 COLOURS = {
     "ready": "green",
@@ -57,6 +57,32 @@ def status_view(status: ClusterStatus) -> Group:
         )
     details = [Text(f"{actor.name}: {actor.detail}") for actor in status.actors if actor.detail]
     return Group(*lines, table, *details)
+
+
+def print_topology(console: Console, found: TopologyStatus) -> None:
+    """What there is between each attention and FFN actor, and how good the placement is."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("attention", "node", "FFN", "node", "tier", "latency", "rate", "known by"):
+        table.add_column(title, justify="right" if title in ("latency", "rate") else "left")
+    for link in found.links:
+        table.add_row(
+            link.attention,
+            found.nodes[link.attention],
+            link.ffn,
+            found.nodes[link.ffn],
+            link.tier,
+            f"{link.latency_s * 1e6:.4g} us",
+            f"{link.bytes_per_s / 1e9:.3g} GB/s",
+            "measurement" if link.measured else "labels",
+        )
+    console.print(table, crop=False)
+    placed = [("these places", found.exchange_s), ("best", found.best_s), ("worst", found.worst_s)]
+    costs = ", ".join(f"{what} {1e6 * s:.4g} us" for what, s in placed if s is not None)
+    console.print(
+        f"a layer's dispatch and combine of {found.nbytes / 2**20:.3g} MiB per attention actor: "
+        f"{costs}",
+        highlight=False,
+    )
 
 
 def _head(status: ClusterStatus) -> Text:

@@ -96,10 +96,19 @@ def status(
     interval: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="How often with --watch.")
     ] = 1.0,
+    topology: Annotated[
+        bool,
+        typer.Option("--topology", help="How far apart actors are, and what that costs, instead."),
+    ] = False,
 ) -> None:
     """Show a deployment's actors, their place, their experts and their health."""
     from cluster import verbs
 
+    if topology:
+        if watch:
+            raise typer.BadParameter("not together with --watch", param_hint="--topology")
+        _topology(name, address, as_json=as_json)
+        return
     if watch:
         from rich.console import Console
 
@@ -117,3 +126,16 @@ def status(
     from afflux.tables import print_status
 
     print_status(Console(), report)
+
+
+def _topology(name: str, address: str | None, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from afflux.tables import print_topology
+    from cluster import verbs
+
+    found = verbs.topology(name, address=address)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        print_topology(Console(), found)

@@ -43,6 +43,7 @@ def start(spec: ClusterSpec) -> Any:
         "lifetime": "detached",
         "get_if_exists": True,
         "num_cpus": 0,
+        "label_selector": dict(spec.frontend.labels),
         "max_restarts": -1,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}},
     }

@@ -61,6 +61,7 @@ def application(spec: ClusterSpec, *, owned_by_serve: bool) -> Application:
         max_ongoing_requests=spec.frontend.max_requests + MORE_ONGOING,
         ray_actor_options={
             "num_cpus": spec.frontend.cpus,
+            "label_selector": dict(spec.frontend.labels),
             "runtime_env": {"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": "1"}},
         },
         health_check_period_s=10,

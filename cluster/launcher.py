@@ -184,7 +184,7 @@ def _head_for(spec: ClusterSpec) -> HeadOptions:
         pool = spec.pool(role)
         for name, amount in pool.resources.custom.items():
             resources[name] = resources.get(name, 0.0) + amount * pool.max
-        for key, value in pool.labels.items():
+        for key, value in (*pool.labels.items(), *spec.frontend.labels.items()):
             if not value.startswith("!") and "(" not in value:
                 labels.setdefault(key, value)
     return HeadOptions(resources=resources, labels=labels)

@@ -32,7 +32,15 @@ from cluster.peer_secret import peer_secret
 from cluster.placement import Rules
 from cluster.seats import ANSWER_S, STOP_S, Seat, SeatGone, Seats, words
 from cluster.spec import ROLES, ClusterSpec, Role
-from cluster.status import ActorEvent, ActorStatus, ChangeReport, ClusterStatus, Health, State
+from cluster.status import (
+    ActorEvent,
+    ActorStatus,
+    ChangeReport,
+    ClusterStatus,
+    Health,
+    State,
+    TopologyStatus,
+)
 from cluster.warm import WarmPool
 
 logger = logging.getLogger(__name__)
@@ -183,6 +191,7 @@ class Manager:
     def _new_membership(self, checkpoint: Any) -> Membership:
         spec, ms = self.spec, self.spec.membership
         each = self.seats.expert_bytes = _expert_bytes(checkpoint)
+        self.seats.siting.hidden_size = checkpoint.hidden
         budget = spec.ffn.expert_memory_gib
         return Membership(
             checkpoint.moe_layers,
@@ -778,6 +787,16 @@ class Manager:
             detail=self._detail,
         )
 
+    async def topology(self) -> TopologyStatus:
+        """How far apart the actors are, and what that costs."""
+        await self.take_over()
+        actors = {
+            seat.name: (seat.role, seat.node_ip)
+            for seat in self.seats.by_name.values()
+            if seat.handle is not None and seat.node_ip is not None
+        }
+        return await asyncio.to_thread(self.seats.siting.report, actors)
+
     def _shown(self, seat: Seat) -> bool:
         core = self.membership
         member = core.members.get(seat.name) if core is not None else None
@@ -885,6 +904,7 @@ def connect_manager(spec: ClusterSpec) -> Any:
         "lifetime": "detached",
         "get_if_exists": True,
         "num_cpus": 0,
+        "label_selector": dict(spec.frontend.labels),
         "max_restarts": -1,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
     }

@@ -148,7 +148,8 @@ def needs(spec: ClusterSpec) -> list[Need]:
     ]
     if spec.frontend.cpus:
         replicas = range(spec.frontend.replicas)
-        wanted += [Need(f"frontend-{index}", {"CPU": spec.frontend.cpus}) for index in replicas]
+        cpus = {"CPU": spec.frontend.cpus}
+        wanted += [Need(f"frontend-{index}", cpus, spec.frontend.labels) for index in replicas]
     return wanted
 
 
@@ -179,7 +180,7 @@ def lacking(wanted: Sequence[Need], nodes: Sequence[Node]) -> list[str]:
             (
                 free
                 for node, free in zip(nodes, left, strict=True)
-                if _labels_match(need.labels, node.labels)
+                if labels_match(need.labels, node.labels)
                 and all(free.get(k, 0.0) + 1e-6 >= v for k, v in need.resources.items())
             ),
             None,
@@ -194,7 +195,7 @@ def lacking(wanted: Sequence[Need], nodes: Sequence[Node]) -> list[str]:
 
 def _homeless(need: Need, nodes: Sequence[Node]) -> str:
     asked = ", ".join(f"{_amount(k, v)} {k}" for k, v in need.resources.items())
-    if need.labels and not any(_labels_match(need.labels, node.labels) for node in nodes):
+    if need.labels and not any(labels_match(need.labels, node.labels) for node in nodes):
         wanted = ", ".join(f"{k}={v}" for k, v in need.labels.items())
         return f"{need.what}: no node has the labels {wanted}"
     return f"{need.what}: no single node has {asked} left, though together they have"
@@ -207,7 +208,7 @@ def _size(need: Need, totals: Mapping[str, tuple[float, float]]) -> tuple[float,
     )
 
 
-def _labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     """Ray's label selectors: ``value``, ``!value``, ``in(a, b)``, ``!in(a, b)``."""
     for key, rule in selector.items():
         positive = not rule.startswith("!")

@@ -23,17 +23,28 @@ from actors.worker import Worker
 from cluster.names import NAMESPACE, WORKER_ENV, actor_name, controller_name, manager_name
 from cluster.preflight import LackingResources, Need, Node, lacking, needs
 from cluster.spec import ClusterSpec, PoolSpec, Role
+from cluster.topology import Site, memory_per_flop
 
 _KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"  # GiB; vLLM's old way to say kv_cache_memory_bytes
+
+_A_BIT = 0.001
+"""Of the resource that Ray gives every node by its address: who wants some has to be there."""
 
 AUTOSCALED = "ray.io/node-group"
 """Label that Ray's autoscaler and KubeRay put on their nodes."""
 
 
-def create_group(deployment: str, member: str, pool: PoolSpec) -> PlacementGroup:
-    """Ask for the member's place; returns at once, ``PlacementGroup.wait`` waits for it."""
+def create_group(
+    deployment: str, member: str, pool: PoolSpec, address: str | None = None
+) -> PlacementGroup:
+    """Ask for the member's place; returns at once, ``PlacementGroup.wait`` waits for it.
+
+    Args:
+        address: of the node that it has to be on; None: any.
+    """
+    here = {f"node:{address}": _A_BIT} if address is not None else {}
     return placement_group(
-        [pool.resources.bundle()],
+        [pool.resources.bundle() | here],
         strategy="STRICT_PACK",
         name=actor_name(deployment, member),
         lifetime="detached",
@@ -169,6 +180,20 @@ def free_nodes() -> list[Node]:
         Node(node["NodeManagerAddress"], dict(free.get(node["NodeID"], {})), node.get("Labels", {}))
         for node in ray.nodes()
         if node["Alive"]
+    ]
+
+
+def sites() -> list[Site]:
+    """The live nodes by address, as ``topology`` sees them."""
+    total = {n["NodeManagerAddress"]: n.get("Resources", {}) for n in ray.nodes() if n["Alive"]}
+    return [
+        Site(
+            node.name,
+            node.labels,
+            node.resources,
+            memory_per_flop(node.labels, total.get(node.name, {})),
+        )
+        for node in free_nodes()
     ]
 
 

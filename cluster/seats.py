@@ -21,8 +21,10 @@ from actors.errors import AffluxError
 from actors.table import ExpertTable
 from cluster import configs, ray_actors
 from cluster.preflight import LackingResources
+from cluster.siting import Siting
 from cluster.spec import ClusterSpec, Role
 from cluster.status import State
+from cluster.topology import Site
 from cluster.warm import WarmPool
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,7 @@ class Seats:
         self.warm = warm
         self.by_name: dict[str, Seat] = {}
         self.expert_bytes = 0.0  # of one expert of one layer, once the checkpoint was read
+        self.siting = Siting(spec, ray_actors.sites, self._present)
         self._on_state = on_state
         self._on_lost = on_lost
         self._on_fault = on_fault
@@ -234,19 +237,37 @@ class Seats:
     # -- steps of a start ------------------------------------------------------------------------
 
     async def _place(self, seat: Seat) -> None:
-        pool = self.spec.pool(seat.role)
-        seat.group = await asyncio.to_thread(
-            ray_actors.create_group, self.spec.name, seat.name, pool
-        )
+        address = await self.siting.node_for(seat.role)
+        await self._group(seat, address)
         began = time.monotonic()
         try:
             while not await asyncio.to_thread(seat.group.wait, 1):
-                if time.monotonic() - began > ROOM_GRACE_S:
+                if time.monotonic() - began <= ROOM_GRACE_S:
+                    continue
+                if address is not None:  # somebody else took it
+                    await asyncio.to_thread(ray_actors.remove_group, seat.group)
+                    address, began = None, time.monotonic()
+                    await self._group(seat, None)
+                else:
                     await asyncio.to_thread(ray_actors.check_one_more, self.spec, seat.role)
         except LackingResources:
             await self.stop(seat.name, fence=True)
             raise
         seat.node_id = await asyncio.to_thread(ray_actors.node_of, seat.group)
+
+    async def _group(self, seat: Seat, address: str | None) -> None:
+        pool = self.spec.pool(seat.role)
+        seat.group = await asyncio.to_thread(
+            ray_actors.create_group, self.spec.name, seat.name, pool, address
+        )
+
+    def _present(self, role: Role, sites: Sequence[Site]) -> list[Site]:
+        by_address = {site.node: site for site in sites}
+        return [
+            by_address[seat.node_ip]
+            for seat in self.by_name.values()
+            if seat.role == role and seat.handle is not None and seat.node_ip in by_address
+        ]
 
     async def _process(self, seat: Seat) -> list[int]:
         """Get a process for a seat, warm if there is one; returns the GPUs it has to be told."""

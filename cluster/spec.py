@@ -236,6 +236,10 @@ class FrontendSpec(_Section):
     cpus: float = Field(default=0.25, ge=0)
     """Logical CPUs that Ray reserves per replica."""
 
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray label selector for the nodes of the replicas, of the manager and of the controller, such
+    as {afflux.io/role: head}: what a lost GPU node should not take with it."""
+
     api_keys_env: str | None = Field(default="AFFLUX_API_KEYS", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of the environment variable with the API keys, separated by commas. When it is unset
     or empty, or this is null, every request is let in. Keys themselves never go into a spec."""

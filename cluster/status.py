@@ -93,6 +93,34 @@ class ChangeReport(_Model):
         return self.phase in ("done", "noop", "rolled_back")
 
 
+class LinkStatus(_Model):
+    """The way between an attention and an FFN actor: ``tier`` by their nodes' labels, and what it
+    does; ``measured``: not only believed."""
+
+    attention: str
+    ffn: str
+    tier: str
+    latency_s: float
+    bytes_per_s: float
+    measured: bool
+
+
+class TopologyStatus(_Model):
+    """How far apart actors are, and what it costs by the figures of ``cluster.topology``.
+
+    ``nodes``: actor -> address. ``exchange_s``: a layer's dispatch and combine of ``nbytes`` per
+    attention actor, the slowest's; ``best_s``, ``worst_s``: that of the best and worst placement
+    that was found for as many actors (None: the nodes have no room for them, or are gone).
+    """
+
+    nodes: dict[str, str] = Field(default_factory=dict)
+    links: tuple[LinkStatus, ...] = ()
+    nbytes: float = 0.0
+    exchange_s: float = 0.0
+    best_s: float | None = None
+    worst_s: float | None = None
+
+
 class ClusterStatus(_Model):
     """The whole cluster; ``health`` is "degraded" when some but not all actors answer.
 

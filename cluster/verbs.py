@@ -15,7 +15,7 @@ from typing import Any
 
 from actors.errors import AffluxError
 from cluster.connection import ASK_S, ManagerAway, get, manager_of
-from cluster.status import ChangeReport, ClusterStatus, Role
+from cluster.status import ChangeReport, ClusterStatus, Role, TopologyStatus
 
 OnChange = Callable[[ChangeReport], None]
 
@@ -162,6 +162,12 @@ def status(name: str, *, address: str | None = None) -> ClusterStatus:
     """
     with manager_of(name, address) as manager:
         return get(manager.status.remote(), ASK_S)
+
+
+def topology(name: str, *, address: str | None = None) -> TopologyStatus:
+    """How far apart a deployment's actors are, and what that costs; errors as of ``status``."""
+    with manager_of(name, address) as manager:
+        return get(manager.topology.remote(), ASK_S)
 
 
 def watch(

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 from actors.errors import AffluxError
 from actors.table import ExpertTable
 from cluster import ray_actors
+from cluster.topology import Site
 
 
 class Group:
@@ -168,12 +169,17 @@ class FakeRay:
         self.workers: dict[str, FakeWorker] = {}
         self.groups: dict[str, Group] = {}
         self.room = True
+        self.sites: list[Site] = []
+        self.find_sites: Callable[[], list[Site]] = lambda: self.sites
+        self.asked_for: dict[str, str | None] = {}
+        self.full: set[str] = set()
         replacements = {
             "check_room": lambda spec, count_frontend: None,
             "check_one_more": self._check_one_more,
             "create_group": self._create_group,
             "create_worker": lambda spec, role, name, group: self._create(name),
             "create_warm_worker": lambda spec, name, node: self._create(name),
+            "sites": lambda: self.find_sites(),
             "node_of": lambda group: "node",
             "where": lambda handle: ("node", "10.0.0.1", 1000 + len(self.workers)),
             "kill": self._kill,
@@ -200,9 +206,10 @@ class FakeRay:
         worker = self.workers[name] = FakeWorker(name)
         return worker
 
-    def _create_group(self, deployment: str, name: str, pool: Any) -> Group:
+    def _create_group(self, deployment: str, name: str, pool: Any, address: str | None) -> Group:
         group = self.groups[name] = Group(name)
-        if not self.room:
+        self.asked_for[name] = address
+        if not self.room or address in self.full:
             group.wait = lambda seconds: False  # type: ignore[method-assign]
         return group
 

@@ -149,11 +149,12 @@ def test_own_ray_gets_what_the_spec_names() -> None:
                 "resources": {"cpus": 1.0, "custom": {"afd_attention": 1.0}},
             },
             "ffn": {"max": 3, "resources": {"cpus": 1.0, "custom": {"afd_ffn": 2.0}}},
+            "frontend": {"labels": {"rack": "r"}},
         }
     )
     head = launcher._head_for(spec)
     assert head.resources == {"afd_attention": 2.0, "afd_ffn": 6.0}
-    assert head.labels == {"role": "a"}
+    assert head.labels == {"role": "a", "rack": "r"}
 
 
 def test_the_token_is_private() -> None:

@@ -26,6 +26,7 @@ from cluster.manager import Manager, OtherSpec, StartFailed
 from cluster.names import actor_name, manager_name
 from cluster.preflight import LackingResources, Node
 from cluster.spec import ClusterSpec, ResourceSpec, make_spec
+from cluster.topology import Site
 from tests.cluster.fake_workers import FakeRay
 
 MODEL = Path(__file__).parents[2] / "deploy" / "models" / "verse"
@@ -125,6 +126,42 @@ async def test_start_connects_everybody_and_publishes(deployment: Deployment) ->
     assert {actor.state for actor in status.actors} == {"ready"}
     states = [event.state for event in await manager.events() if event.actor == "ffn-0"]
     assert states == ["pending", "placed", "importing", "loading", "connected", "ready"]
+
+
+def rack(node: str, name: str) -> Site:
+    return Site(node, {"afflux.io/rack": name, "ray.io/availability-zone": "z"}, {"CPU": 2.0})
+
+
+async def test_actors_that_talk_are_put_together(deployment: Deployment) -> None:
+    ray = deployment.ray
+    ray.sites = [rack("10.0.0.1", "a"), rack("10.0.0.2", "b"), rack("10.0.0.3", "b")]
+    manager = await deployment.up()
+    assert set(ray.asked_for.values()) == {"10.0.0.2", "10.0.0.3"}
+    await deployment.until(lambda: manager.membership is not None)
+    ray.sites = []
+    report = await manager.topology()
+    assert report.links == () and report.best_s is None, "its nodes are gone"
+    ray.sites = [rack("10.0.0.1", "a"), rack("10.0.0.2", "b")]
+    report = await manager.topology()
+    assert {link.tier for link in report.links} == {"host"}, "the fake puts all on one node"
+    assert report.best_s is not None and report.best_s <= report.exchange_s <= report.worst_s
+
+
+async def test_who_finds_the_place_taken_goes_elsewhere(deployment: Deployment) -> None:
+    ray = deployment.ray
+    ray.sites = [rack("10.0.0.1", "a"), rack("10.0.0.2", "b")]
+    ray.full = {"10.0.0.1", "10.0.0.2"}
+    await deployment.up()
+    assert set(ray.asked_for.values()) == {None}
+
+
+async def test_nobody_fails_to_start_for_want_of_advice(deployment: Deployment) -> None:
+    def broken() -> list[Site]:
+        raise RuntimeError("the GCS is away")
+
+    deployment.ray.find_sites = broken
+    await deployment.up()
+    assert set(deployment.ray.asked_for.values()) == {None}
 
 
 async def test_only_the_newest_events_are_kept(

@@ -112,12 +112,14 @@ def test_door_checks_import_neither_vllm_nor_ray(moe_checkpoint: Callable[..., P
 
 
 def test_needs_count_every_actor_and_replica():
-    spec = spec_for("x", "attention.count=2", "frontend.replicas=2", "ffn.labels.a=b")
+    spec = spec_for(
+        "x", "attention.count=2", "frontend.replicas=2", "ffn.labels.a=b", "frontend.labels.a=c"
+    )
     wanted = preflight.needs(spec)
     names = [need.what for need in wanted]
     assert names == ["attention-0", "attention-1", "ffn-0", "ffn-1", "frontend-0", "frontend-1"]
     assert wanted[2] == Need("ffn-0", {"CPU": 1.0}, {"a": "b"})
-    assert wanted[4].resources == {"CPU": 0.25}
+    assert wanted[4] == Need("frontend-0", {"CPU": 0.25}, {"a": "c"})
 
 
 def test_lacking_resources_say_which_and_how_many():

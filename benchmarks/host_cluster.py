@@ -1,0 +1,128 @@
+"""A Ray cluster on test hosts, as ``ray start`` makes one: a head, attention hosts, FFN hosts.
+
+What ``ray up`` does, without SSH and set-up commands: the nodes have the addresses, labels and the
+token that ``deploy/cluster.yaml`` gives them. For tests and benchmarks over several hosts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.hosts import Host, Hosts, hosts
+from cluster.paths import project_root
+
+SPEC = "deploy/specs/several-hosts.yaml"
+_PORT = 6379
+_CPUS = 4  # as Ray counts them; all hosts share the machine's cores
+_OBJECTS = 100_000_000
+_START_S = 240.0
+
+
+@dataclass
+class HostCluster:
+    """Hosts that are nodes of one Ray; the first is the head, where the frontend and CLI run."""
+
+    hosts: Hosts
+    attention: list[Host]
+    ffn: list[Host]
+    env: dict[str, str] = field(repr=False)
+
+    @property
+    def head(self) -> Host:
+        """Runs no actors of ours but the frontend's."""
+        return self.hosts[0]
+
+    @property
+    def url(self) -> str:
+        """Of the deployment's HTTP server."""
+        return f"http://{self.head.address}:8000"
+
+    def afflux(self, *words: str, timeout: float = 60.0) -> str:
+        """Run the command line on the head; returns what it printed.
+
+        Raises:
+            subprocess.CalledProcessError: it failed; ``stderr`` says why.
+        """
+        return self.head.run("afflux", *words, "--address", "auto", env=self.env, timeout=timeout)
+
+    def up(self, settings: Sequence[str] = ()) -> None:
+        """Start the deployment of ``SPEC``.
+
+        Args:
+            settings: KEY=VALUE, as for ``--set``.
+        """
+        options = [word for setting in settings for word in ("--set", setting)]
+        model = f"model.path={project_root() / 'deploy/models/verse'}"
+        spec = str(project_root() / SPEC)
+        self.afflux("up", spec, "--set", model, *options, timeout=_START_S)
+
+    def kill(self, host: Host) -> None:
+        """End all of its Ray's processes at once; the host and its link stay."""
+        pids = host.run("pgrep", "-f", "ray|raylet|gcs_server").split()
+        host.run("bash", "-c", f"kill -9 {' '.join(pids)} || true")
+
+    def join(self, host: Host) -> None:
+        """Make it a node again, after ``kill`` or ``Hosts.cut``."""
+        self.hosts.mend(host)
+        host.run("ray", "stop", "--force", env=self.env, timeout=60)
+        _join(self, host, "attention" if host in self.attention else "ffn")
+
+    def status(self) -> dict[str, Any]:
+        """What ``afflux status --json`` says."""
+        return dict(json.loads(self.afflux("status", "--json")))
+
+
+@contextmanager
+def host_cluster(
+    attention: int, ffn: int, env: dict[str, str] | None = None
+) -> Iterator[HostCluster]:
+    """Make hosts, one for the head besides, and a Ray over them; all gone afterwards.
+
+    Args:
+        attention, ffn: hosts of each kind.
+        env: of every process there, API keys for example.
+
+    Raises:
+        RuntimeError: hosts can't be made here. subprocess.CalledProcessError: Ray did not start.
+    """
+    token = secrets.token_hex(32)
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, **_quiet(), **(env or {})}
+    with hosts(1 + attention + ffn) as made:
+        cluster = HostCluster(
+            made, made.each[1 : 1 + attention], made.each[1 + attention :], settings
+        )
+        for host in made:
+            role = "attention" if host in cluster.attention else "ffn"
+            _join(cluster, host, "head" if host is cluster.head else role)
+        yield cluster
+
+
+def _join(cluster: HostCluster, host: Host, role: str) -> None:
+    joins = (
+        ["--head", f"--port={_PORT}", "--include-dashboard=false"]
+        if host is cluster.head
+        else [f"--address={cluster.head.address}:{_PORT}"]
+    )
+    host.run(
+        "ray",
+        "start",
+        *joins,
+        f"--node-ip-address={host.address}",
+        f"--labels=afflux.io/role={role}",
+        f"--num-cpus={_CPUS}",
+        f"--object-store-memory={_OBJECTS}",
+        "--disable-usage-stats",
+        env=cluster.env,
+        timeout=_START_S,
+    )
+
+
+def _quiet() -> dict[str, str]:
+    names = ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS")
+    return {name: os.environ.get(name, "1") for name in names}

@@ -1,0 +1,143 @@
+"""Has ``topology`` choose nodes for the actors that start in one moment, all together.
+
+One at a time, the first would be put anywhere and the rest would have to follow. The choice is
+advice: who finds it taken goes wherever Ray has room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from cluster.preflight import Need
+from cluster.spec import ROLES, ClusterSpec, Role
+from cluster.status import LinkStatus, TopologyStatus
+from cluster.topology import Choice, Network, Site, choose, exchange_s, tier
+
+ROWS = 128
+"""Of a decode batch, as far as the choice is concerned: what a layer's dispatch carries."""
+
+logger = logging.getLogger(__name__)
+
+_WIRE_BYTES = 2  # per element
+
+
+@dataclass
+class _Asking:
+    role: Role
+    answer: asyncio.Future[str | None]
+
+
+class Siting:
+    """Belongs to one event loop.
+
+    Args:
+        spec: the deployment's.
+        sites: the live nodes with what they have left (blocks).
+        present: nodes of the actors that there are, by role.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        sites: Callable[[], Sequence[Site]],
+        present: Callable[[Role, Sequence[Site]], Sequence[Site]],
+    ):
+        self.network = Network()
+        self.hidden_size = 1
+        self._spec, self._sites, self._present = spec, sites, present
+        self._asking: list[_Asking] = []
+        self._choosing: asyncio.Task[None] | None = None
+
+    @property
+    def nbytes(self) -> float:
+        """What one attention actor sends in a layer, roughly."""
+        return float(ROWS * self.hidden_size * _WIRE_BYTES)
+
+    async def node_for(self, role: Role) -> str | None:
+        """Address of the node where a new actor should go; None where any is as good."""
+        asking = _Asking(role, asyncio.get_running_loop().create_future())
+        self._asking.append(asking)
+        if self._choosing is None or self._choosing.done():
+            self._choosing = asyncio.ensure_future(self._choose())
+        return await asking.answer
+
+    async def _choose(self) -> None:
+        await asyncio.sleep(0)  # whoever starts in the same moment has asked by then
+        while self._asking:
+            asking, self._asking = self._asking, []
+            nodes: dict[Role, list[str]] = {role: [] for role in ROLES}
+            try:
+                sites = await asyncio.to_thread(self._sites)
+                if len(sites) > 1 and (choice := self._chosen(sites, asking)) is not None:
+                    nodes["attention"] = [site.node for site in choice.attention]
+                    nodes["ffn"] = [site.node for site in choice.ffn]
+            except Exception:  # advice is no reason not to start
+                logger.exception("no node was chosen for %d new actors", len(asking))
+            for one in asking:
+                if not one.answer.done():
+                    free = nodes[one.role]
+                    one.answer.set_result(free.pop(0) if free else None)
+
+    def report(self, actors: Mapping[str, tuple[Role, str]]) -> TopologyStatus:
+        """How far apart actors are, and how well that was chosen (blocks).
+
+        Args:
+            actors: name -> role and address of its node.
+        """
+        sites = {site.node: site for site in self._sites()}
+        nodes = {name: node for name, (_, node) in actors.items() if node in sites}
+        by_role = {role: [n for n in nodes if actors[n][0] == role] for role in ROLES}
+        taken: dict[str, Counter[str]] = {}
+        needs: dict[Role, list[Need]] = {}
+        for role, names in by_role.items():
+            pool = self._spec.pool(role)
+            needs[role] = [Need(name, pool.resources.bundle(), pool.labels) for name in names]
+            for name in names:
+                taken.setdefault(nodes[name], Counter()).update(pool.resources.bundle())
+        empty = [
+            replace(site, free=Counter(site.free) + taken.get(node, Counter()))
+            for node, site in sites.items()
+        ]
+        choice = choose(empty, needs["attention"], needs["ffn"], self.network, self.nbytes)
+        where = {role: [sites[nodes[name]] for name in names] for role, names in by_role.items()}
+        return TopologyStatus(
+            nodes=nodes,
+            links=tuple(
+                self._link(one, other, sites[nodes[one]], sites[nodes[other]])
+                for one, other in product(by_role["attention"], by_role["ffn"])
+            ),
+            nbytes=self.nbytes,
+            exchange_s=exchange_s(where["attention"], where["ffn"], self.network, self.nbytes),
+            best_s=choice.seconds if choice else None,
+            worst_s=choice.worst if choice else None,
+        )
+
+    def _link(self, attention: str, ffn: str, one: Site, other: Site) -> LinkStatus:
+        link = self.network.link(one, other)
+        return LinkStatus(
+            attention=attention,
+            ffn=ffn,
+            tier=tier(one, other).name.lower(),
+            latency_s=link.latency_s,
+            bytes_per_s=link.bytes_per_s,
+            measured=frozenset((one.node, other.node)) in self.network.measured,
+        )
+
+    def _chosen(self, sites: Sequence[Site], asking: Sequence[_Asking]) -> Choice | None:
+        needs: dict[Role, list[Need]] = {role: [] for role in ROLES}
+        for one in asking:
+            pool = self._spec.pool(one.role)
+            needs[one.role].append(Need(one.role, pool.resources.bundle(), pool.labels))
+        return choose(
+            sites,
+            needs["attention"],
+            needs["ffn"],
+            self.network,
+            self.nbytes,
+            present=(self._present("attention", sites), self._present("ffn", sites)),
+        )

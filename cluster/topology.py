@@ -1,0 +1,290 @@
+"""Which nodes attention and FFN actors belong on, by the network between them (pure, no Ray).
+
+Dispatch and combine cross the wire in every layer, so actors that talk belong close together: on
+one host, in one NVLink domain, in one rack. How far two nodes are apart comes from their Ray
+labels, or from what was measured between them. Not here: what an actor needs (``preflight``), which
+expert is where (``placement``), which replica an attention actor asks (``actors.routing``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import combinations_with_replacement, product
+
+from cluster.preflight import Need, labels_match
+
+LABELS = ("afflux.io/nvlink-domain", "afflux.io/rack", "ray.io/availability-zone")
+"""Node labels that say what a node is part of, the closest first."""
+
+ACCELERATORS: Mapping[str, tuple[float, float]] = {
+    "L4": (24, 121),
+    "L40S": (48, 362),
+    "A10G": (24, 70),
+    "A100-40G": (40, 312),
+    "A100-80G": (80, 312),
+    "H20": (96, 148),
+    "H100": (80, 989),
+    "H200": (141, 989),
+    "B200": (180, 2250),
+}
+"""Ray's names (label ray.io/accelerator-type) -> GiB and dense bf16 TFLOP/s of one, from NVIDIA's
+data sheets."""
+
+MOST_CHOICES = 20_000
+"""Placements that are all looked at; beyond it, actors are placed one after another."""
+
+
+class Tier(IntEnum):
+    """How far two nodes are apart."""
+
+    HOST = 0
+    NVLINK = 1
+    RACK = 2
+    ZONE = 3
+    FAR = 4
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way between two nodes: seconds for the first byte, bytes per second after it."""
+
+    latency_s: float
+    bytes_per_s: float
+
+
+ASSUMED: Mapping[Tier, Link] = {
+    Tier.HOST: Link(2e-6, 450e9),
+    Tier.NVLINK: Link(3e-6, 450e9),
+    Tier.RACK: Link(5e-6, 50e9),
+    Tier.ZONE: Link(10e-6, 25e9),
+    Tier.FAR: Link(500e-6, 1e9),
+}
+"""Where nothing was measured: NVLink 4, one 400 Gbit/s NIC, half of it, and another building. Their
+order decides; only ``exchange_s`` shows the figures."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node, and what it has left for actors.
+
+    Attributes:
+        node: its name, unique. labels: Ray's. free: Ray resource -> amount.
+        memory_per_flop: of its accelerators, any scale; None where nobody knows.
+    """
+
+    node: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    free: Mapping[str, float] = field(default_factory=dict)
+    memory_per_flop: float | None = None
+
+
+def memory_per_flop(labels: Mapping[str, str], total: Mapping[str, float]) -> float | None:
+    """GiB per TFLOP/s of a node's accelerators; without any, GiB of memory per CPU.
+
+    Args:
+        total: Ray resources of the whole node.
+
+    Returns:
+        None where it has an accelerator that we don't know, or no CPUs.
+    """
+    name = labels.get("ray.io/accelerator-type")
+    if name or total.get("GPU"):
+        known = ACCELERATORS.get(name or "")
+        return known[0] / known[1] if known else None
+    cpus = total.get("CPU", 0.0)
+    return total.get("memory", 0.0) / 2**30 / cpus if cpus else None
+
+
+def tier(one: Site, other: Site) -> Tier:
+    """The closest thing that two nodes have in common.
+
+    Nodes that say nothing of where they are count as one zone.
+    """
+    if one.node == other.node:
+        return Tier.HOST
+    for label, found in zip(LABELS, (Tier.NVLINK, Tier.RACK, Tier.ZONE), strict=True):
+        mine, theirs = one.labels.get(label), other.labels.get(label)
+        if mine is not None and mine == theirs:
+            return found
+        if label == LABELS[-1] and (mine is None or theirs is None):
+            return Tier.ZONE
+    return Tier.FAR
+
+
+@dataclass(frozen=True)
+class Network:
+    """Links between nodes.
+
+    Attributes:
+        assumed: by tier. measured: by the two nodes' names; goes before.
+    """
+
+    assumed: Mapping[Tier, Link] = field(default_factory=lambda: dict(ASSUMED))
+    measured: Mapping[frozenset[str], Link] = field(default_factory=dict)
+
+    def link(self, one: Site, other: Site) -> Link:
+        """What was measured between two nodes, else what their tier is believed to do."""
+        found = self.measured.get(frozenset((one.node, other.node)))
+        return found or self.assumed[tier(one, other)]
+
+
+def exchange_s(
+    attention: Sequence[Site], ffn: Sequence[Site], network: Network, nbytes: float
+) -> float:
+    """Seconds of one layer's dispatch and combine, the slowest attention actor's.
+
+    Every attention actor sends an equal part of its rows to every FFN actor and gets as much back.
+    What leaves a node's NVLink domain goes through one interface, where it adds up; so does what
+    stays inside, and what stays on the node.
+
+    Args:
+        attention, ffn: each actor's node. nbytes: that one attention actor sends in a layer.
+    """
+    if not attention or not ffn:
+        return 0.0
+    share = 2.0 * nbytes / len(ffn)
+    late = 0.0
+    busy: defaultdict[tuple[str, Tier], float] = defaultdict(float)
+    for one, other in product(attention, ffn):
+        link = network.link(one, other)
+        late = max(late, 2.0 * link.latency_s)
+        interface = min(tier(one, other), Tier.RACK)
+        for node in {one.node, other.node}:
+            busy[node, interface] += share / link.bytes_per_s
+    return late + max(busy.values())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where new actors should go.
+
+    Attributes:
+        attention, ffn: nodes of the new actors. seconds: ``exchange_s`` with them. worst: that of
+        the worst placement that was looked at. looked_at: how many were.
+    """
+
+    attention: tuple[Site, ...]
+    ffn: tuple[Site, ...]
+    seconds: float
+    worst: float
+    looked_at: int
+
+
+def choose(
+    sites: Sequence[Site],
+    attention: Sequence[Need],
+    ffn: Sequence[Need],
+    network: Network,
+    nbytes: float,
+    *,
+    present: tuple[Sequence[Site], Sequence[Site]] = ((), ()),
+) -> Choice | None:
+    """The nodes that make a layer's exchange shortest; None where there is no room for all.
+
+    Among placements that differ by less than a twentieth, attention actors get the nodes with more
+    memory per compute, FFN actors those with less. All placements are looked at where these are at
+    most ``MOST_CHOICES``; else each actor in turn gets the best node for it.
+
+    Args:
+        sites: nodes with room. attention, ffn: what each new actor needs, equal within a role.
+        nbytes: see ``exchange_s``. present: nodes of the actors that are there already.
+    """
+    sites = sorted(sites, key=lambda site: site.node)
+    count = math.comb(len(sites) + len(attention) - 1, len(attention)) if sites else 0
+    count *= math.comb(len(sites) + len(ffn) - 1, len(ffn)) if sites else 0
+    if not sites:
+        return None
+    if count > MOST_CHOICES:
+        return _one_by_one(sites, attention, ffn, network, nbytes, present)
+    best: tuple[tuple[float, float, tuple[str, ...]], Choice] | None = None
+    worst, looked_at = 0.0, 0
+    for mine in combinations_with_replacement(sites, len(attention)):
+        for theirs in combinations_with_replacement(sites, len(ffn)):
+            if not fits([*zip(attention, mine, strict=True), *zip(ffn, theirs, strict=True)]):
+                continue
+            seconds = exchange_s([*present[0], *mine], [*present[1], *theirs], network, nbytes)
+            worst, looked_at = max(worst, seconds), looked_at + 1
+            key = (_about(seconds), _unfit(mine, theirs), tuple(s.node for s in (*mine, *theirs)))
+            if best is None or key < best[0]:
+                best = key, Choice(mine, theirs, seconds, seconds, 0)
+    if best is None:
+        return None
+    found = best[1]
+    return Choice(found.attention, found.ffn, found.seconds, worst, looked_at)
+
+
+def fits(placed: Sequence[tuple[Need, Site]]) -> bool:
+    """Whether every node has the labels and, all together, the room for what is put on it."""
+    used: dict[str, Counter[str]] = {}
+    for need, site in placed:
+        if not labels_match(need.labels, site.labels):
+            return False
+        taken = used.setdefault(site.node, Counter())
+        taken.update(need.resources)
+        if any(amount > site.free.get(name, 0.0) + 1e-6 for name, amount in taken.items()):
+            return False
+    return True
+
+
+def ranks(one: Site, others: Mapping[str, Site], network: Network) -> dict[str, int]:
+    """How far actors are from one, 0 the nearest; equal where their links are equal.
+
+    Args:
+        others: actor -> its node.
+    """
+    links = {name: network.link(one, site) for name, site in others.items()}
+    order = sorted({(link.latency_s, 1.0 / link.bytes_per_s) for link in links.values()})
+    return {
+        name: order.index((link.latency_s, 1.0 / link.bytes_per_s)) for name, link in links.items()
+    }
+
+
+def _one_by_one(
+    sites: Sequence[Site],
+    attention: Sequence[Need],
+    ffn: Sequence[Need],
+    network: Network,
+    nbytes: float,
+    present: tuple[Sequence[Site], Sequence[Site]],
+) -> Choice | None:
+    placed: tuple[list[tuple[Need, Site]], list[tuple[Need, Site]]] = ([], [])
+    left = (list(attention), list(ffn))
+    looked_at, worst = 0, 0.0
+    while left[0] or left[1]:
+        # the role that is behind: both grow together, so that each sees the other
+        role = 0 if len(left[0]) * len(ffn) >= len(left[1]) * len(attention) and left[0] else 1
+        role = role if left[role] else 1 - role
+        need = left[role].pop()
+        found: tuple[tuple[float, float, str], Site] | None = None
+        for site in sites:
+            if not fits([*placed[0], *placed[1], (need, site)]):
+                continue
+            tried = [[*present[side], *(s for _, s in placed[side])] for side in (0, 1)]
+            tried[role].append(site)
+            seconds = exchange_s(tried[0], tried[1], network, nbytes)
+            looked_at, worst = looked_at + 1, max(worst, seconds)
+            unfit = _unfit([site], []) if role == 0 else _unfit([], [site])
+            key = (_about(seconds), unfit, site.node)
+            if found is None or key < found[0]:
+                found = key, site
+        if found is None:
+            return None
+        placed[role].append((need, found[1]))
+    mine, theirs = (tuple(site for _, site in side) for side in placed)
+    seconds = exchange_s([*present[0], *mine], [*present[1], *theirs], network, nbytes)
+    return Choice(mine, theirs, seconds, max(worst, seconds), looked_at)
+
+
+def _about(seconds: float) -> float:
+    """The same number for times that differ by little."""
+    return round(math.log(seconds) / math.log(1.05)) if seconds > 0 else -math.inf
+
+
+def _unfit(attention: Sequence[Site], ffn: Sequence[Site]) -> float:
+    """Memory per compute that FFN actors have and attention actors lack; unknown counts as none."""
+    has = [site.memory_per_flop or 0.0 for site in attention]
+    return sum(site.memory_per_flop or 0.0 for site in ffn) - sum(has)

@@ -1,0 +1,159 @@
+"""Actors that share nothing but the network, on hosts of namespaces: one is lost after another.
+
+Slow: five Rays and their agents start on this machine's cores.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from benchmarks.host_cluster import HostCluster, host_cluster
+from benchmarks.hosts import why_not
+from benchmarks.offline import PlainEngine
+from benchmarks.processes import Remote
+from cluster.paths import project_root
+from tests.e2e.conftest import KEY
+from tests.e2e.streams import PROMPTS, Streams
+from tests.e2e.test_elastic import until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+
+MODEL = "verse"
+TOKENS = 160
+SETTINGS = ("model.dtype=float32", "transport.timeout_s=2", "membership.silence_s=4")
+
+
+@pytest.fixture(scope="module")
+def over_hosts() -> Iterator[HostCluster]:
+    """2A2F, every actor on a host of its own."""
+    with host_cluster(attention=2, ffn=2, env={"AFFLUX_API_KEYS": KEY}) as cluster:
+        cluster.up((*SETTINGS, "attention.count=2", "ffn.count=2"))
+        yield cluster
+        cluster.afflux("down", timeout=120)
+
+
+def streams(cluster: HostCluster, **options: object) -> Streams:
+    return Streams(cluster.url, KEY, MODEL, tokens=TOKENS, **options)  # type: ignore[arg-type]
+
+
+def counts(cluster: HostCluster) -> dict[str, int]:
+    ready = [a["role"] for a in cluster.status()["actors"] if a["state"] == "ready"]
+    return {role: ready.count(role) for role in ("attention", "ffn")}
+
+
+def whole(cluster: HostCluster) -> bool:
+    status = cluster.status()
+    return (
+        status["health"] == "ready"
+        and status["change"] is None
+        and counts(cluster)
+        == {
+            "attention": 2,
+            "ffn": 2,
+        }
+    )
+
+
+def test_every_actor_has_a_host_of_its_kind(over_hosts: HostCluster) -> None:
+    nodes = {a["name"]: a["node"] for a in over_hosts.status()["actors"]}
+    for role, hosts in (("attention", over_hosts.attention), ("ffn", over_hosts.ffn)):
+        placed = {node for name, node in nodes.items() if name.startswith(role)}
+        assert placed <= {host.address for host in hosts}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, list[int]]:
+    """Plain vLLM's tokens, from a process of its own."""
+    from transformers import AutoTokenizer
+
+    path = str(project_root() / "deploy/models/verse")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    engine = {"max_model_len": 1024, "enforce_eager": True, "kv_cache_memory_bytes": 128 << 20}
+    plain = Remote(functools.partial(PlainEngine, path, "float32", engine))
+    try:
+        ids = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+        return dict(zip(PROMPTS, plain.generate(ids, TOKENS).tokens, strict=True))
+    finally:
+        plain.kill()
+
+
+def same(streams: Streams, expected: dict[str, list[int]]) -> bool:
+    """Every stream has exactly plain vLLM's tokens."""
+    return all(tokens == expected[prompt] for prompt, tokens in streams.tokens)
+
+
+def test_tokens_equal_plain_vllm(over_hosts: HostCluster, expected: dict[str, list[int]]) -> None:
+    with streams(over_hosts) as found:
+        pass
+    assert same(found, expected)
+
+
+def test_a_request_from_another_host(over_hosts: HostCluster) -> None:
+    body = {"model": MODEL, "prompt": "The sea", "max_tokens": 3}
+    script = (
+        "import json, sys, urllib.request as u;"
+        "r = u.Request(sys.argv[1], sys.argv[2].encode(), json.loads(sys.argv[3]));"
+        "print(json.load(u.urlopen(r, timeout=30))['usage']['completion_tokens'])"
+    )
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    words = (f"{over_hosts.url}/v1/completions", json.dumps(body), json.dumps(headers))
+    assert over_hosts.ffn[0].run("python", "-c", script, *words).strip() == "3"
+
+
+@pytest.mark.parametrize("role", ["ffn", "attention"])
+@pytest.mark.parametrize("way", ["killed", "cut"])
+def test_a_lost_host(
+    over_hosts: HostCluster, expected: dict[str, list[int]], role: str, way: str
+) -> None:
+    """Its actors start anew on the other host of their kind; requests wait, none fails."""
+    actors = over_hosts.status()["actors"]
+    address = next(a["node_ip"] for a in actors if a["role"] == role and a["state"] == "ready")
+    lost = next(host for host in over_hosts.hosts if host.address == address)
+    with streams(over_hosts, again=True) as found:
+        began = time.monotonic()
+        if way == "cut":
+            over_hosts.hosts.cut(lost)
+        else:
+            over_hosts.kill(lost)
+        until(lambda: not whole(over_hosts), "the loss is noticed", seconds=60)
+        noticed = time.monotonic() - began
+        until(lambda: whole(over_hosts), "whole again", seconds=300)
+        recovered = time.monotonic() - began
+    gap = found.gap(began)
+    print(
+        f"{role} host {way}: noticed {noticed:.1f} s, longest gap {gap:.1f} s, "
+        f"whole {recovered:.1f} s"
+    )
+    assert same(found, expected)
+    assert gap < 60, "more than a request may wait"
+    over_hosts.join(lost)
+
+
+def test_the_frontend_is_started_again(
+    over_hosts: HostCluster, expected: dict[str, list[int]]
+) -> None:
+    over_hosts.head.run("pkill", "-9", "-f", "^ray::ServeReplica")
+    until(lambda: answers(over_hosts), "it answers again", seconds=120)
+    with streams(over_hosts) as found:
+        pass
+    assert same(found, expected)
+
+
+def answers(cluster: HostCluster) -> bool:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"model": MODEL, "prompt": "The sea", "max_tokens": 1}
+    try:
+        url = f"{cluster.url}/v1/completions"
+        return httpx.post(url, json=body, headers=headers, timeout=30).status_code == 200
+    except httpx.HTTPError:
+        return False
