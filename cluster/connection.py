@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+import ray._private.worker as ray_worker
 from ray.exceptions import (
     ActorUnavailableError,
     GetTimeoutError,
@@ -82,12 +83,24 @@ def connected(record: Record) -> Iterator[None]:
             )
         yield
         return
-    with ray_head.credentials(record.ray):
+    with ray_head.credentials(record.ray), _unprompted():
         _connect(record)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _unprompted() -> Iterator[None]:
+    """Ray tells every driver when a node is lost, on standard output, whatever ``log_to_driver``
+    says; what ``afflux status --json`` prints would be no JSON."""
+    before = ray_worker._worker_logs_enabled
+    ray_worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        ray_worker._worker_logs_enabled = before
 
 
 @contextmanager

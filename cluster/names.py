@@ -17,8 +17,8 @@ WORKER_ENV = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "NIXL_LOG_LEVEL": "WARN",
-    # An engine is one process; without this, each of its groups resolves the host's name and listens
-    # on what comes of it, and a host whose name is in no DNS waits for minutes.
+    # An engine is one process; without this, each of its groups resolves the host's name, listens
+    # on what comes of it, and where no DNS knows the name, waits for minutes.
     "GLOO_SOCKET_IFNAME": "lo",
 }
 """Environment of every process that imports vLLM; what the node has set already wins."""

@@ -79,7 +79,8 @@ class Streams:
     @property
     def tokens(self) -> list[tuple[str, list[int]]]:
         """Prompt and token ids of every stream."""
-        assert {s.error for s in self.all} == {""}
+        errors = {s.error for s in self.all if s.error}
+        assert not errors, errors
         return [(stream.prompt, stream.tokens) for stream in self.all]
 
     def gap(self, since: float) -> float:

@@ -65,7 +65,7 @@ def whole(cluster: HostCluster) -> bool:
 
 
 def test_every_actor_has_a_host_of_its_kind(over_hosts: HostCluster) -> None:
-    nodes = {a["name"]: a["node"] for a in over_hosts.status()["actors"]}
+    nodes = {a["name"]: a["node_ip"] for a in over_hosts.status()["actors"]}
     for role, hosts in (("attention", over_hosts.attention), ("ffn", over_hosts.ffn)):
         placed = {node for name, node in nodes.items() if name.startswith(role)}
         assert placed <= {host.address for host in hosts}
@@ -110,14 +110,28 @@ def test_a_request_from_another_host(over_hosts: HostCluster) -> None:
     assert over_hosts.ffn[0].run("python", "-c", script, *words).strip() == "3"
 
 
+def places(cluster: HostCluster, role: str) -> list[str]:
+    actors = cluster.status()["actors"]
+    return [a["node_ip"] for a in actors if a["role"] == role and a["state"] == "ready"]
+
+
+def spread(cluster: HostCluster) -> None:
+    """Every actor on a host of its own again: those that a lost host's went to have two."""
+    for role in ("attention", "ffn"):
+        if len(set(places(cluster, role))) == 1:
+            for count in (1, 2):
+                cluster.afflux("scale", f"{role}={count}", "--wait", timeout=240)
+        assert len(set(places(cluster, role))) == 2
+
+
 @pytest.mark.parametrize("role", ["ffn", "attention"])
 @pytest.mark.parametrize("way", ["killed", "cut"])
 def test_a_lost_host(
     over_hosts: HostCluster, expected: dict[str, list[int]], role: str, way: str
 ) -> None:
     """Its actors start anew on the other host of their kind; requests wait, none fails."""
-    actors = over_hosts.status()["actors"]
-    address = next(a["node_ip"] for a in actors if a["role"] == role and a["state"] == "ready")
+    spread(over_hosts)
+    address = places(over_hosts, role)[0]
     lost = next(host for host in over_hosts.hosts if host.address == address)
     with streams(over_hosts, again=True) as found:
         began = time.monotonic()
