@@ -550,6 +550,8 @@ class Manager:
         logger.warning("lost %s: %s", name, why)
         if seat is not None:
             self.seats.set_state(seat, "failed", why)
+            if seat.node_ip is not None:
+                self.seats.siting.avoid(seat.node_ip)
         core.lost(name, why, self._now())
 
     def _on_state(self, seat: Seat, state: State, detail: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +22,10 @@ from cluster.topology import Choice, Network, Site, choose, exchange_s, tier
 
 ROWS = 128
 """Of a decode batch, as far as the choice is concerned: what a layer's dispatch carries."""
+
+AVOID_S = 60.0
+"""Seconds for which a node that lost an actor gets no other while there is room elsewhere. If the
+node is gone, Ray finds out only after some tens of seconds, and starts actors there until then."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +57,17 @@ class Siting:
         self.hidden_size = 1
         self._spec, self._sites, self._present = spec, sites, present
         self._asking: list[_Asking] = []
+        self._lost_at: dict[str, float] = {}
         self._choosing: asyncio.Task[None] | None = None
 
     @property
     def nbytes(self) -> float:
         """What one attention actor sends in a layer, roughly."""
         return float(ROWS * self.hidden_size * _WIRE_BYTES)
+
+    def avoid(self, address: str) -> None:
+        """A node has just lost an actor."""
+        self._lost_at[address] = time.monotonic()
 
     async def node_for(self, role: Role) -> str | None:
         """Address of the node where a new actor should go; None where any is as good."""
@@ -133,11 +144,18 @@ class Siting:
         for one in asking:
             pool = self._spec.pool(one.role)
             needs[one.role].append(Need(one.role, pool.resources.bundle(), pool.labels))
-        return choose(
-            sites,
-            needs["attention"],
-            needs["ffn"],
-            self.network,
-            self.nbytes,
-            present=(self._present("attention", sites), self._present("ffn", sites)),
-        )
+        recently = time.monotonic() - AVOID_S
+        sound = [site for site in sites if self._lost_at.get(site.node, -math.inf) < recently]
+        present = self._present("attention", sites), self._present("ffn", sites)
+        for among in (sound, sites):
+            found = choose(
+                among,
+                needs["attention"],
+                needs["ffn"],
+                self.network,
+                self.nbytes,
+                present=present,
+            )
+            if found is not None:
+                return found
+        return None

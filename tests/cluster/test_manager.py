@@ -155,6 +155,17 @@ async def test_who_finds_the_place_taken_goes_elsewhere(deployment: Deployment) 
     assert set(ray.asked_for.values()) == {None}
 
 
+async def test_a_node_that_lost_an_actor_gets_no_other_at_once(deployment: Deployment) -> None:
+    ray = deployment.ray
+    ray.sites = [rack("10.0.0.1", "a"), rack("10.0.0.2", "b")]  # the fake runs all on the first
+    await deployment.up(ffn={"count": 2, "max": 6, "redundant_experts": 8})
+    before = set(ray.asked_for)
+    ray.member("ffn-1").dead.set()
+    await deployment.until(lambda: bool(set(ray.asked_for) - before))
+    (new,) = set(ray.asked_for) - before
+    assert ray.asked_for[new] == "10.0.0.2"
+
+
 async def test_nobody_fails_to_start_for_want_of_advice(deployment: Deployment) -> None:
     def broken() -> list[Site]:
         raise RuntimeError("the GCS is away")
