@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE = 1
 export VLLM_NO_USAGE_STATS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench lock clean
+.PHONY: help setup demo demo-cluster test test-slow lint bench lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -29,6 +29,9 @@ $(BIN)/.dev: $(BIN)/.cpu requirements/dev.lock
 
 demo: $(BIN)/.cpu  ## serve the embedded model and ask it something (KEEP=1 leaves it running, PORT=8000)
 	@$(BIN)/python -m afflux.demo
+
+demo-cluster: $(BIN)/.dev  ## the same over four hosts made of this one; one gets lost (needs root)
+	@$(BIN)/python -m benchmarks.demo_cluster
 
 test: $(BIN)/.dev  ## run the tests
 	@# a deployment wants every core: end-to-end tests run alone, after the others

@@ -84,7 +84,10 @@ def elastic(
     ] = 4.0,
     warm_workers: Warm = 1,
     cycles: Annotated[
-        int, typer.Option(min=0, help="Then scale up and down this often and see what grows.")
+        int,
+        typer.Option(
+            min=0, help="Then scale up and down this often, serve as long without, see what grows."
+        ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="Draws the requests.")] = 0,
     emulate: Emulate = False,

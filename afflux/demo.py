@@ -47,7 +47,7 @@ def _serve_and_ask(port: str) -> bool:
         if up != 0:
             return False
         _say("a chat request with the OpenAI SDK")
-        _chat(f"http://127.0.0.1:{port}/v1", os.environ.get("PROMPT") or PROMPT)
+        ask(f"http://127.0.0.1:{port}/v1", os.environ.get("PROMPT") or PROMPT)
         _afflux("status", "--name", NAME)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -58,7 +58,15 @@ def _serve_and_ask(port: str) -> bool:
     return True
 
 
-def _chat(url: str, prompt: str) -> None:
+def ask(url: str, prompt: str) -> None:
+    """Ask something over HTTP and print the answer while it comes.
+
+    Args:
+        url: of the API, with ``/v1``. prompt: of the user.
+
+    Raises:
+        OpenAIError: the request failed. RuntimeError: there was no text.
+    """
     from openai import OpenAI
 
     keys = os.environ.get("AFFLUX_API_KEYS", "")

@@ -89,14 +89,19 @@ class Step:
 
 @dataclass
 class Run:
-    """What a run leaves behind. ``snapshots``: one per cycle, ``plain``: likewise, while Ray alone
-    makes and ends as many actors; ``script_ended``: when cycles began, in Unix seconds;
-    ``company``: the machine's CPU time in use before it all, in percent."""
+    """What a run leaves behind.
+
+    ``snapshots``: one per cycle; ``still``: likewise, as long, under the same load without changes;
+    ``plain``: likewise, while Ray alone makes and ends as many actors; ``script_ended``: when
+    cycles began, in Unix seconds; ``company``: the machine's CPU time in use before it all, in
+    percent.
+    """
 
     steps: list[Step] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     reference: list[Stream] = field(default_factory=list)
+    still: list[Snapshot] = field(default_factory=list)
     plain: list[Snapshot] = field(default_factory=list)
     script_ended: float = 0.0
     company: float = 0.0
@@ -172,7 +177,7 @@ def _perform(
     seed: int,
 ) -> None:
     requests = make_requests(seed, 4 * concurrency)
-    total = 1 + len(SCRIPT) + 1 + len(FLIPS) + 2 * cycles
+    total = 1 + len(SCRIPT) + 1 + len(FLIPS) + 2 * cycles + (cycles - cycles // 3)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("undisturbed run", total=total)
 
@@ -231,11 +236,12 @@ def _flip(
 
 def _cycle(stage: Stage, done: Run, cycles: int, next_is: Callable[[str], None]) -> None:
     """Up and down; a snapshot after each time down. The first third is not looked at: caches and
-    pools fill then."""
+    pools fill then. Afterwards as long without changes, and as many actors by Ray alone."""
     if not cycles:
         return
     up, down = CYCLE
     _scale(stage, done, down)
+    began = time.monotonic()
     for number in range(cycles):
         next_is(f"up and down {number + 1} of {cycles}")
         _scale(stage, done, up)
@@ -243,6 +249,12 @@ def _cycle(stage: Stage, done: Run, cycles: int, next_is: Callable[[str], None])
         stage.wait_whole(*down, warm=True)
         if number >= cycles // 3:
             done.snapshots.append(snapshot(stage.processes(), NAME))
+
+    each = (time.monotonic() - began) / cycles
+    for number in range(len(done.snapshots)):
+        next_is(f"no changes, {number + 1} of {len(done.snapshots)}")
+        time.sleep(each)
+        done.still.append(snapshot(stage.processes(), NAME))
 
     def look(number: int) -> None:
         next_is(f"Ray alone, {number + 1} of {cycles}")
@@ -253,17 +265,31 @@ def _cycle(stage: Stage, done: Run, cycles: int, next_is: Callable[[str], None])
 
 
 def _growth(done: Run) -> dict[str, Any] | None:
-    """``leaks.growth``, with what each process grew by while Ray alone made as many actors; the
-    manager's, which makes actors, is compared with the owner of those."""
+    """``leaks.growth``, with what each process grew by in as long a time without changes, and while
+    Ray alone made as many actors; the manager's, which makes actors, is compared with the owner of
+    those. ``series_mib``: resident memory of each process after each cycle."""
     if len(done.snapshots) < 2:
         return None
     grown = growth(done.snapshots)
     plain = growth(done.plain)["processes"] if len(done.plain) > 1 else []
+    still = growth(done.still)["processes"] if len(done.still) > 1 else []
+    by_time = {row["pid"]: row["grown_mib"] for row in still}
     by_pid = {row["pid"]: row["grown_mib"] for row in plain}
     owner = next((row["grown_mib"] for row in plain if row["name"].startswith(OWNER_PROCESS)), None)
     for row in grown["processes"]:
         alone = owner if row["name"].startswith(MANAGER_PROCESS) else by_pid.get(row["pid"])
+        row["no_changes_mib"] = by_time.get(row["pid"])
         row["ray_alone_mib"] = alone
+    pids = {row["pid"]: f"{row['name']} {row['pid']}" for row in grown["processes"]}
+    grown["series_mib"] = {
+        name: [
+            round(process.rss_bytes / 2**20, 1)
+            for snap in done.snapshots
+            for key, process in snap.processes.items()
+            if key[0] == pid
+        ]
+        for pid, name in pids.items()
+    }
     return grown
 
 
@@ -348,7 +374,16 @@ def _print(report: dict[str, Any], done: Run) -> None:
         processes = report["details"]["growth"]["processes"]
         print_table(
             f"elastic: growth over {len(done.snapshots)} cycles",
-            ("process", "pid", "MiB", "grown MiB", "files", "threads", "Ray alone: grown MiB"),
+            (
+                "process",
+                "pid",
+                "MiB",
+                "grown MiB",
+                "files",
+                "threads",
+                "no changes: grown MiB",
+                "Ray alone: grown MiB",
+            ),
             [tuple(row.values()) for row in processes],
         )
     print_failures(report["details"]["failures"])

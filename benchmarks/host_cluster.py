@@ -43,6 +43,12 @@ class HostCluster:
         """Of the deployment's HTTP server."""
         return f"http://{self.head.address}:8000"
 
+    def role(self, host: Host) -> str:
+        """What its label ``afflux.io/role`` says."""
+        if host in self.attention or host in self.ffn:
+            return "attention" if host in self.attention else "ffn"
+        return "head"
+
     def afflux(self, *words: str, timeout: float = 60.0) -> str:
         """Run the command line on the head; returns what it printed.
 
@@ -71,7 +77,7 @@ class HostCluster:
         """Make it a node again, after ``kill`` or ``Hosts.cut``."""
         self.hosts.mend(host)
         host.run("ray", "stop", "--force", env=self.env, timeout=60)
-        _join(self, host, "attention" if host in self.attention else "ffn")
+        _join(self, host)
 
     def status(self) -> dict[str, Any]:
         """What ``afflux status --json`` says."""
@@ -98,12 +104,11 @@ def host_cluster(
             made, made.each[1 : 1 + attention], made.each[1 + attention :], settings
         )
         for host in made:
-            role = "attention" if host in cluster.attention else "ffn"
-            _join(cluster, host, "head" if host is cluster.head else role)
+            _join(cluster, host)
         yield cluster
 
 
-def _join(cluster: HostCluster, host: Host, role: str) -> None:
+def _join(cluster: HostCluster, host: Host) -> None:
     joins = (
         ["--head", f"--port={_PORT}", "--include-dashboard=false"]
         if host is cluster.head
@@ -114,7 +119,7 @@ def _join(cluster: HostCluster, host: Host, role: str) -> None:
         "start",
         *joins,
         f"--node-ip-address={host.address}",
-        f"--labels=afflux.io/role={role}",
+        f"--labels=afflux.io/role={cluster.role(host)}",
         f"--num-cpus={_CPUS}",
         f"--object-store-memory={_OBJECTS}",
         "--disable-usage-stats",

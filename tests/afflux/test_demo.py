@@ -14,7 +14,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return 0
 
     monkeypatch.setattr(demo, "_afflux", afflux)
-    monkeypatch.setattr(demo, "_chat", lambda *_: called.append("chat"))
+    monkeypatch.setattr(demo, "ask", lambda *_: called.append("chat"))
     for name in ("KEEP", "PORT", "PROMPT"):
         monkeypatch.delenv(name, raising=False)
     return called
@@ -38,7 +38,7 @@ def test_a_failed_request_still_stops_it(
         raise ConnectionError("refused")
 
     monkeypatch.setenv("KEEP", "1")
-    monkeypatch.setattr(demo, "_chat", fails)
+    monkeypatch.setattr(demo, "ask", fails)
     assert demo.main() == 1
     assert commands == ["up", "down"]
     assert "ConnectionError: refused" in capsys.readouterr().err

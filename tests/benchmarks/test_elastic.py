@@ -65,7 +65,7 @@ def test_growth_is_in_the_summary(done: Run):
     assert summary["grown_rss_mib"] == summary["grown_beside_ray_mib"] == 2.0
 
 
-def test_growth_is_compared_with_ray_alone(done: Run):
+def test_growth_is_compared_with_ray_alone_and_with_no_changes(done: Run):
     manager = "ray::Manager"
     done.snapshots = snapshots(**{"gcs_server": (100, 105, 110), manager: (50, 52, 53)})
     done.plain = snapshots(**{"gcs_server": (110, 115, 119), manager: (53, 53, 53)})
@@ -74,6 +74,11 @@ def test_growth_is_compared_with_ray_alone(done: Run):
     rows = {row["name"]: row for row in elastic._growth(done)["processes"]}
     assert (rows["gcs_server"]["grown_mib"], rows["gcs_server"]["ray_alone_mib"]) == (10.0, 9.0)
     assert (rows[manager]["grown_mib"], rows[manager]["ray_alone_mib"]) == (3.0, 2.0)
+    assert rows[manager]["no_changes_mib"] is None
+    done.still = snapshots(**{"gcs_server": (110, 110, 111), manager: (53, 54, 55)})
+    grown = elastic._growth(done)
+    assert [row["no_changes_mib"] for row in grown["processes"]] == [1.0, 2.0]
+    assert grown["series_mib"] == {"gcs_server 0": [100, 105, 110], "ray::Manager 1": [50, 52, 53]}
     assert elastic._summary(done, emulated=False)["grown_beside_ray_mib"] == 1.0
 
 
