@@ -6,6 +6,7 @@ import multiprocessing as mp
 import os
 import signal
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import torch
@@ -71,10 +72,11 @@ class Peer:
         self.process.join(10)
 
     def stop(self) -> None:
-        if self.process.is_alive():
-            os.kill(self.process.pid or 0, signal.SIGCONT)
-            self.pipe.send("stop")
-            self.process.join(10)
+        with suppress(ProcessLookupError, BrokenPipeError):  # a test may have killed it
+            if self.process.is_alive():
+                os.kill(self.process.pid or 0, signal.SIGCONT)
+                self.pipe.send("stop")
+                self.process.join(10)
         if self.process.is_alive():
             self.kill()
 
