@@ -185,8 +185,9 @@ def choose(
 ) -> Choice | None:
     """The nodes that make a layer's exchange shortest; None where there is no room for all.
 
-    Among placements that differ by less than a twentieth, attention actors get the nodes with more
-    memory per compute, FFN actors those with less. All placements are looked at where these are at
+    Among placements that differ by less than a twentieth, the one is taken whose actors of a role
+    share fewest nodes, and then, where attention actors have the nodes with more memory per compute
+    and FFN actors those with less. All placements are looked at where these are at
     most ``MOST_CHOICES``; else each actor in turn gets the best node for it.
 
     Args:
@@ -200,15 +201,17 @@ def choose(
         return None
     if count > MOST_CHOICES:
         return _one_by_one(sites, attention, ffn, network, nbytes, present)
-    best: tuple[tuple[float, float, tuple[str, ...]], Choice] | None = None
+    best: tuple[tuple[float, int, float, tuple[str, ...]], Choice] | None = None
     worst, looked_at = 0.0, 0
     for mine in combinations_with_replacement(sites, len(attention)):
         for theirs in combinations_with_replacement(sites, len(ffn)):
             if not fits([*zip(attention, mine, strict=True), *zip(ffn, theirs, strict=True)]):
                 continue
-            seconds = exchange_s([*present[0], *mine], [*present[1], *theirs], network, nbytes)
+            everyone = [*present[0], *mine], [*present[1], *theirs]
+            seconds = exchange_s(*everyone, network, nbytes)
             worst, looked_at = max(worst, seconds), looked_at + 1
-            key = (_about(seconds), _unfit(mine, theirs), tuple(s.node for s in (*mine, *theirs)))
+            names = tuple(site.node for site in (*mine, *theirs))
+            key = (_about(seconds), _crowding(*everyone), _unfit(mine, theirs), names)
             if best is None or key < best[0]:
                 best = key, Choice(mine, theirs, seconds, seconds, 0)
     if best is None:
@@ -259,7 +262,7 @@ def _one_by_one(
         role = 0 if len(left[0]) * len(ffn) >= len(left[1]) * len(attention) and left[0] else 1
         role = role if left[role] else 1 - role
         need = left[role].pop()
-        found: tuple[tuple[float, float, str], Site] | None = None
+        found: tuple[tuple[float, int, float, str], Site] | None = None
         for site in sites:
             if not fits([*placed[0], *placed[1], (need, site)]):
                 continue
@@ -268,7 +271,7 @@ def _one_by_one(
             seconds = exchange_s(tried[0], tried[1], network, nbytes)
             looked_at, worst = looked_at + 1, max(worst, seconds)
             unfit = _unfit([site], []) if role == 0 else _unfit([], [site])
-            key = (_about(seconds), unfit, site.node)
+            key = (_about(seconds), _crowding(*tried), unfit, site.node)
             if found is None or key < found[0]:
                 found = key, site
         if found is None:
@@ -282,6 +285,12 @@ def _one_by_one(
 def _about(seconds: float) -> float:
     """The same number for times that differ by little."""
     return round(math.log(seconds) / math.log(1.05)) if seconds > 0 else -math.inf
+
+
+def _crowding(attention: Sequence[Site], ffn: Sequence[Site]) -> int:
+    """Grows with actors of one role on one node: all of them would be lost with it."""
+    each = [Counter(site.node for site in role) for role in (attention, ffn)]
+    return sum(count * count for nodes in each for count in nodes.values())
 
 
 def _unfit(attention: Sequence[Site], ffn: Sequence[Site]) -> float:

@@ -92,6 +92,15 @@ def test_memory_is_for_attention_and_compute_for_ffn() -> None:
     assert found is not None and [s.node for s in found.attention] == ["c"], "the network first"
 
 
+@pytest.mark.parametrize("most", [20_000, 0])
+def test_a_role_is_not_on_one_node_for_nothing(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(topology, "MOST_CHOICES", most)
+    sites = [site("a", 4), site("b", 4), site("c", 4)]
+    there = ([site("x")], [])
+    found = choose(sites, [], [NEED, NEED, NEED], Network(), MB, present=there)
+    assert found is not None and sorted(s.node for s in found.ffn) == ["a", "b", "c"]
+
+
 def test_no_room_is_no_choice() -> None:
     assert choose([], [NEED], [NEED], Network(), MB) is None
     assert choose([site("a")], [NEED], [NEED], Network(), MB) is None
