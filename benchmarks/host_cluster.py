@@ -92,14 +92,18 @@ def host_cluster(
 
     Args:
         attention, ffn: hosts of each kind.
-        env: of every process there, API keys for example.
+        env: of every process there; it shows in the list of processes, so no real keys.
 
     Raises:
         RuntimeError: hosts can't be made here. subprocess.CalledProcessError: Ray did not start.
     """
-    token = secrets.token_hex(32)
-    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, **_quiet(), **(env or {})}
     with hosts(1 + attention + ffn) as made:
+        # every host sees the file; in the environment it would be in the list of processes
+        token = made[0].folder.parent / "ray_token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32), encoding="ascii")
+        ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        settings = {**ray, **_quiet(), **(env or {})}
         cluster = HostCluster(
             made, made.each[1 : 1 + attention], made.each[1 + attention :], settings
         )

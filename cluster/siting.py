@@ -84,9 +84,13 @@ class Siting:
             nodes: dict[Role, list[str]] = {role: [] for role in ROLES}
             try:
                 sites = await asyncio.to_thread(self._sites)
-                if len(sites) > 1 and (choice := self._chosen(sites, asking)) is not None:
-                    nodes["attention"] = [site.node for site in choice.attention]
-                    nodes["ffn"] = [site.node for site in choice.ffn]
+                if len(sites) > 1:
+                    present = self._present("attention", sites), self._present("ffn", sites)
+                    # many choices take a while, and the loop watches actors
+                    choice = await asyncio.to_thread(self._chosen, sites, asking, present)
+                    if choice is not None:
+                        nodes["attention"] = [site.node for site in choice.attention]
+                        nodes["ffn"] = [site.node for site in choice.ffn]
             except Exception:  # advice is no reason not to start
                 logger.exception("no node was chosen for %d new actors", len(asking))
             for one in asking:
@@ -139,14 +143,18 @@ class Siting:
             measured=frozenset((one.node, other.node)) in self.network.measured,
         )
 
-    def _chosen(self, sites: Sequence[Site], asking: Sequence[_Asking]) -> Choice | None:
+    def _chosen(
+        self,
+        sites: Sequence[Site],
+        asking: Sequence[_Asking],
+        present: tuple[Sequence[Site], Sequence[Site]],
+    ) -> Choice | None:
         needs: dict[Role, list[Need]] = {role: [] for role in ROLES}
         for one in asking:
             pool = self._spec.pool(one.role)
             needs[one.role].append(Need(one.role, pool.resources.bundle(), pool.labels))
         recently = time.monotonic() - AVOID_S
         sound = [site for site in sites if self._lost_at.get(site.node, -math.inf) < recently]
-        present = self._present("attention", sites), self._present("ffn", sites)
         for among in (sound, sites):
             found = choose(
                 among,

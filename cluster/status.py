@@ -110,7 +110,7 @@ class TopologyStatus(_Model):
 
     ``nodes``: actor -> address. ``exchange_s``: a layer's dispatch and combine of ``nbytes`` per
     attention actor, the slowest's; ``best_s``, ``worst_s``: that of the best and worst placement
-    that was found for as many actors (None: the nodes have no room for them, or are gone).
+    of as many actors (None: no room for them; worst also where not all ways were looked at).
     """
 
     nodes: dict[str, str] = Field(default_factory=dict)

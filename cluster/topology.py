@@ -3,7 +3,7 @@
 Dispatch and combine cross the wire in every layer, so actors that talk belong close together: on
 one host, in one NVLink domain, in one rack. How far two nodes are apart comes from their Ray
 labels, or from what was measured between them. Not here: what an actor needs (``preflight``), which
-expert is where (``placement``), which replica an attention actor asks (``actors.routing``).
+expert is where (``placement``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import combinations_with_replacement, product
 
@@ -164,14 +164,13 @@ class Choice:
 
     Attributes:
         attention, ffn: nodes of the new actors. seconds: ``exchange_s`` with them. worst: that of
-        the worst placement that was looked at. looked_at: how many were.
+        the worst placement; None where not all were looked at.
     """
 
     attention: tuple[Site, ...]
     ffn: tuple[Site, ...]
     seconds: float
-    worst: float
-    looked_at: int
+    worst: float | None
 
 
 def choose(
@@ -186,38 +185,35 @@ def choose(
     """The nodes that make a layer's exchange shortest; None where there is no room for all.
 
     Among placements that differ by less than a twentieth, the one is taken whose actors of a role
-    share fewest nodes, and then, where attention actors have the nodes with more memory per compute
-    and FFN actors those with less. All placements are looked at where these are at
-    most ``MOST_CHOICES``; else each actor in turn gets the best node for it.
+    crowd least on one node, and of those the one that gives attention actors the nodes with more
+    memory per compute. All placements are looked at where these are at most ``MOST_CHOICES``; else
+    each actor in turn gets the best node for it.
 
     Args:
         sites: nodes with room. attention, ffn: what each new actor needs, equal within a role.
         nbytes: see ``exchange_s``. present: nodes of the actors that are there already.
     """
     sites = sorted(sites, key=lambda site: site.node)
-    count = math.comb(len(sites) + len(attention) - 1, len(attention)) if sites else 0
-    count *= math.comb(len(sites) + len(ffn) - 1, len(ffn)) if sites else 0
     if not sites:
         return None
+    count = math.comb(len(sites) + len(attention) - 1, len(attention))
+    count *= math.comb(len(sites) + len(ffn) - 1, len(ffn))
     if count > MOST_CHOICES:
         return _one_by_one(sites, attention, ffn, network, nbytes, present)
     best: tuple[tuple[float, int, float, tuple[str, ...]], Choice] | None = None
-    worst, looked_at = 0.0, 0
+    worst = 0.0
     for mine in combinations_with_replacement(sites, len(attention)):
         for theirs in combinations_with_replacement(sites, len(ffn)):
             if not fits([*zip(attention, mine, strict=True), *zip(ffn, theirs, strict=True)]):
                 continue
             everyone = [*present[0], *mine], [*present[1], *theirs]
             seconds = exchange_s(*everyone, network, nbytes)
-            worst, looked_at = max(worst, seconds), looked_at + 1
+            worst = max(worst, seconds)
             names = tuple(site.node for site in (*mine, *theirs))
             key = (_about(seconds), _crowding(*everyone), _unfit(mine, theirs), names)
             if best is None or key < best[0]:
-                best = key, Choice(mine, theirs, seconds, seconds, 0)
-    if best is None:
-        return None
-    found = best[1]
-    return Choice(found.attention, found.ffn, found.seconds, worst, looked_at)
+                best = key, Choice(mine, theirs, seconds, None)
+    return None if best is None else replace(best[1], worst=worst)
 
 
 def fits(placed: Sequence[tuple[Need, Site]]) -> bool:
@@ -233,19 +229,6 @@ def fits(placed: Sequence[tuple[Need, Site]]) -> bool:
     return True
 
 
-def ranks(one: Site, others: Mapping[str, Site], network: Network) -> dict[str, int]:
-    """How far actors are from one, 0 the nearest; equal where their links are equal.
-
-    Args:
-        others: actor -> its node.
-    """
-    links = {name: network.link(one, site) for name, site in others.items()}
-    order = sorted({(link.latency_s, 1.0 / link.bytes_per_s) for link in links.values()})
-    return {
-        name: order.index((link.latency_s, 1.0 / link.bytes_per_s)) for name, link in links.items()
-    }
-
-
 def _one_by_one(
     sites: Sequence[Site],
     attention: Sequence[Need],
@@ -256,7 +239,6 @@ def _one_by_one(
 ) -> Choice | None:
     placed: tuple[list[tuple[Need, Site]], list[tuple[Need, Site]]] = ([], [])
     left = (list(attention), list(ffn))
-    looked_at, worst = 0, 0.0
     while left[0] or left[1]:
         # the role that is behind: both grow together, so that each sees the other
         role = 0 if len(left[0]) * len(ffn) >= len(left[1]) * len(attention) and left[0] else 1
@@ -269,7 +251,6 @@ def _one_by_one(
             tried = [[*present[side], *(s for _, s in placed[side])] for side in (0, 1)]
             tried[role].append(site)
             seconds = exchange_s(tried[0], tried[1], network, nbytes)
-            looked_at, worst = looked_at + 1, max(worst, seconds)
             unfit = _unfit([site], []) if role == 0 else _unfit([], [site])
             key = (_about(seconds), _crowding(*tried), unfit, site.node)
             if found is None or key < found[0]:
@@ -279,7 +260,7 @@ def _one_by_one(
         placed[role].append((need, found[1]))
     mine, theirs = (tuple(site for _, site in side) for side in placed)
     seconds = exchange_s([*present[0], *mine], [*present[1], *theirs], network, nbytes)
-    return Choice(mine, theirs, seconds, max(worst, seconds), looked_at)
+    return Choice(mine, theirs, seconds, None)
 
 
 def _about(seconds: float) -> float:

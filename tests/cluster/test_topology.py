@@ -17,7 +17,6 @@ from cluster.topology import (
     choose,
     exchange_s,
     fits,
-    ranks,
     tier,
 )
 
@@ -71,8 +70,7 @@ def test_pairs_stay_together() -> None:
     found = choose(sites, [NEED], [NEED], Network(), MB)
     assert found is not None
     assert tier(found.attention[0], found.ffn[0]) == Tier.RACK
-    assert found.worst > 1.9 * found.seconds
-    assert found.looked_at == 12
+    assert found.worst is not None and found.worst > 1.9 * found.seconds
 
 
 def test_new_actors_join_those_that_are_there() -> None:
@@ -112,18 +110,6 @@ def test_no_room_is_no_choice() -> None:
     assert found is not None and [s.node for s in found.ffn] == ["b"]
 
 
-def test_ranks_follow_the_links() -> None:
-    one = site("a", rack="r", zone="z")
-    others = {
-        "ffn-0": site("b", rack="s", zone="z"),
-        "ffn-1": site("a", rack="r", zone="z"),
-        "ffn-2": site("c", rack="r", zone="z"),
-        "ffn-3": site("d", rack="r", zone="z"),
-    }
-    assert ranks(one, others, Network()) == {"ffn-1": 0, "ffn-2": 1, "ffn-3": 1, "ffn-0": 2}
-    assert ranks(one, {}, Network()) == {}
-
-
 @st.composite
 def clusters(draw: st.DrawFn) -> list[Site]:
     place = st.sampled_from(("0", "1"))
@@ -153,7 +139,8 @@ def test_the_choice_is_the_best_that_fits(
         assert fits([(NEED, site) for site in (*found.attention, *found.ffn)])
         again = exchange_s(found.attention, found.ffn, network, nbytes)
         assert found.seconds == pytest.approx(again)
-        assert min(possible) <= again * (1 + 1e-9) and again <= found.worst * (1 + 1e-9)
+        assert min(possible) <= again * (1 + 1e-9)
+        assert (found.worst is None) == greedy
         if not greedy:
             assert again <= min(possible) * 1.051
             assert found.worst == pytest.approx(max(possible))

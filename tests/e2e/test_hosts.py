@@ -46,29 +46,18 @@ def streams(cluster: HostCluster, **options: object) -> Streams:
     return Streams(cluster.url, KEY, MODEL, tokens=TOKENS, **options)  # type: ignore[arg-type]
 
 
-def counts(cluster: HostCluster) -> dict[str, int]:
-    ready = [a["role"] for a in cluster.status()["actors"] if a["state"] == "ready"]
-    return {role: ready.count(role) for role in ("attention", "ffn")}
-
-
 def whole(cluster: HostCluster) -> bool:
     status = cluster.status()
-    return (
-        status["health"] == "ready"
-        and status["change"] is None
-        and counts(cluster)
-        == {
-            "attention": 2,
-            "ffn": 2,
-        }
-    )
+    ready = sorted(a["role"] for a in status["actors"] if a["state"] == "ready")
+    settled = status["health"] == "ready" and status["change"] is None
+    return settled and ready == ["attention", "attention", "ffn", "ffn"]
 
 
 def test_every_actor_has_a_host_of_its_kind(over_hosts: HostCluster) -> None:
     nodes = {a["name"]: a["node_ip"] for a in over_hosts.status()["actors"]}
     for role, hosts in (("attention", over_hosts.attention), ("ffn", over_hosts.ffn)):
         placed = {node for name, node in nodes.items() if name.startswith(role)}
-        assert placed <= {host.address for host in hosts}
+        assert placed == {host.address for host in hosts}
 
 
 @pytest.fixture(scope="module")
