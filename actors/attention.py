@@ -343,7 +343,8 @@ class AttentionActor:
 
         Returns:
             state, error, epoch, faults (newer than ``seen``), number (of the newest fault),
-            running and waiting (requests), stalled_s (how long a step has waited for a table).
+            running and waiting (requests), stalled_s (how long a step has waited for a table),
+            wire_s (per FFN actor, see ``Endpoint.take_wire_s``).
         """
         news = self._news
         if not self._has_news(seen):
@@ -353,7 +354,8 @@ class AttentionActor:
         facts: dict[str, Any] = {"state": self.state, "error": self.error}
         if engine is None:
             nothing = {"epoch": 0, "faults": [], "number": 0}
-            return facts | nothing | {"running": 0, "waiting": 0, "stalled_s": 0.0}
+            idle = {"running": 0, "waiting": 0, "stalled_s": 0.0, "wire_s": {}}
+            return facts | nothing | idle
         faults = engine.client.faults
         running, waiting = engine.core.scheduler.get_request_counts()
         return facts | {
@@ -363,6 +365,7 @@ class AttentionActor:
             "running": running,
             "waiting": waiting,
             "stalled_s": engine.client.adoption.stalled_s,
+            "wire_s": await asyncio.to_thread(engine.endpoint.take_wire_s),
         }
 
     def _has_news(self, seen: int) -> bool:

@@ -62,8 +62,10 @@ def status_view(status: ClusterStatus) -> Group:
 def print_topology(console: Console, found: TopologyStatus) -> None:
     """What there is between each attention and FFN actor, and how good the placement is."""
     table = Table(box=None, pad_edge=False)
-    for title in ("attention", "node", "FFN", "node", "tier", "latency", "rate", "known by"):
-        table.add_column(title, justify="right" if title in ("latency", "rate") else "left")
+    numbers = ("latency", "rate", "frames")
+    titles = ("attention", "node", "FFN", "node", "tier", "latency", "rate", "known by", "frames")
+    for title in titles:
+        table.add_column(title, justify="right" if title in numbers else "left")
     for link in found.links:
         table.add_row(
             link.attention,
@@ -73,7 +75,8 @@ def print_topology(console: Console, found: TopologyStatus) -> None:
             link.tier,
             f"{link.latency_s * 1e6:.4g} us",
             f"{link.bytes_per_s / 1e9:.3g} GB/s",
-            "measurement" if link.measured else "labels",
+            "probe" if link.measured else "labels",
+            "-" if link.wire_s is None else f"{link.wire_s * 1e3:.3g} ms",
         )
     console.print(table, crop=False)
     placed = [("these places", found.exchange_s), ("best", found.best_s), ("worst", found.worst_s)]
@@ -83,6 +86,15 @@ def print_topology(console: Console, found: TopologyStatus) -> None:
         f"{costs}",
         highlight=False,
     )
+    for one in found.slow:
+        console.print(
+            f"{one.actor} is slow to reach: frames take {one.ratio:.1f} times as long as to the "
+            f"fastest {one.role} actor; {one.advice}",
+            style="yellow",
+            highlight=False,
+        )
+        if one.command is not None:
+            console.print(f"  {one.command}", highlight=False)
 
 
 def _head(status: ClusterStatus) -> Text:

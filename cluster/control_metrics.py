@@ -51,6 +51,7 @@ class Picture:
         orphans: (layer, expert) pairs without a live holder.
         change_began: of the change under way, on the monotonic clock.
         reserved: by role, since ``at``; ``spent``: seconds times reserved until then.
+        slowness: see ``slowness.ratios``.
         at, wall: the moment, on the monotonic clock and as Unix time.
     """
 
@@ -64,6 +65,7 @@ class Picture:
     change_began: float | None = None
     reserved: Reserved = field(default_factory=dict)
     spent: Reserved = field(default_factory=dict)
+    slowness: Mapping[tuple[Role, str], float] = field(default_factory=dict)
     at: float = 0.0
     wall: float = 0.0
 
@@ -141,17 +143,23 @@ class ControlMetrics:
                 "afd_gpu_seconds_total",
                 "afd_cpu_seconds_total",
                 "afd_manager_heartbeat_timestamp_seconds",
+                "afd_wire_slowness_ratio",
             ),
         )
 
     def look(
-        self, core: Membership | None, seats: Iterable[Seat], health: Health, warm: int
+        self,
+        core: Membership | None,
+        seats: Iterable[Seat],
+        health: Health,
+        warm: int,
+        slowness: Mapping[tuple[Role, str], float] | None = None,
     ) -> None:
         """Take a new picture, and count what has happened since the last one.
 
         Args:
             core: None while nothing is started. seats: all that are remembered.
-            warm: processes without a role that are ready.
+            warm: processes without a role that are ready. slowness: see ``slowness.ratios``.
         """
         now = self._clock()
         seats = list(seats)
@@ -175,6 +183,7 @@ class ControlMetrics:
             change_began=change.began_at if change is not None else None,
             reserved=self._reserved(seats),
             spent=self._picture.spent_until(now),
+            slowness=slowness or {},
             at=now,
             wall=self._wall(),
         )
@@ -239,6 +248,8 @@ class ControlMetrics:
         yield Value("afd_warm_workers", (), seen.warm)
         yield Value("afd_warm_workers_target", (), self._spec.warm_workers)
         yield Value("afd_manager_heartbeat_timestamp_seconds", (), seen.wall)
+        for who, ratio in seen.slowness.items():
+            yield Value("afd_wire_slowness_ratio", who, ratio)
 
 
 def versions() -> tuple[str, str, str, str, str]:

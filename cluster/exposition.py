@@ -16,7 +16,7 @@ from cluster.control_metrics import ControlMetrics
 from cluster.discovery import Frontends, Targets, announced, groups
 from cluster.membership import Membership
 from cluster.seats import Seat
-from cluster.spec import ClusterSpec
+from cluster.spec import ClusterSpec, Role
 from cluster.status import Health
 
 logger = logging.getLogger(__name__)
@@ -89,10 +89,15 @@ class Exposition:
         self._controllers.hear("controller", address, time.monotonic())
 
     def show(
-        self, core: Membership | None, seats: Collection[Seat], health: Health, warm: int
+        self,
+        core: Membership | None,
+        seats: Collection[Seat],
+        health: Health,
+        warm: int,
+        slowness: Mapping[tuple[Role, str], float],
     ) -> None:
         """Have the pages show the deployment as it is now; arguments as ``ControlMetrics.look``."""
-        self.metrics.look(core, seats, health, warm)
+        self.metrics.look(core, seats, health, warm, slowness)
         found = [self._announced(*bound) for seat in seats if (bound := _bound(seat))]
         processes = [address for address in found if address is not None]
         if self.address is not None:

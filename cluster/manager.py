@@ -639,7 +639,8 @@ class Manager:
 
     def _show(self) -> None:
         seats = self.seats.by_name.values()
-        self.exposition.show(self.membership, seats, self._health, self.warm.ready)
+        slowness = self.seats.siting.slowness()
+        self.exposition.show(self.membership, seats, self._health, self.warm.ready, slowness)
 
     async def _beat(self) -> None:
         while True:

@@ -104,7 +104,7 @@ class Seats:
         self.warm = warm
         self.by_name: dict[str, Seat] = {}
         self.expert_bytes = 0.0  # of one expert of one layer, once the checkpoint was read
-        self.siting = Siting(spec, ray_actors.sites, self._present)
+        self.siting = Siting(spec, ray_actors.sites, self._present, self._address)
         self._on_state = on_state
         self._on_lost = on_lost
         self._on_fault = on_fault
@@ -269,6 +269,10 @@ class Seats:
             if seat.role == role and seat.handle is not None and seat.node_ip in by_address
         ]
 
+    def _address(self, name: str) -> str | None:
+        seat = self.by_name.get(name)
+        return seat.node_ip if seat is not None and seat.handle is not None else None
+
     async def _process(self, seat: Seat) -> list[int]:
         """Get a process for a seat, warm if there is one; returns the GPUs it has to be told."""
         pool = self.spec.pool(seat.role)
@@ -332,6 +336,7 @@ class Seats:
                 self._on_lost(seat.name, report["error"] or "it failed")
                 return
             seen = report["number"]
+            self.siting.heard(seat.name, report.get("wire_s", {}))
             for fault in report["faults"]:
                 self._on_fault(seat.name, fault)
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from cluster.preflight import Need
+from cluster.slowness import WireTimes, ratios, slow
 from cluster.spec import ROLES, ClusterSpec, Role
-from cluster.status import LinkStatus, TopologyStatus
-from cluster.topology import Choice, Network, Site, choose, exchange_s, tier
+from cluster.status import LinkStatus, SlowActor, TopologyStatus
+from cluster.topology import Choice, Network, Site, choose, exchange_s, fits, tier
 
 ROWS = 128
 """Of a decode batch, as far as the choice is concerned: what a layer's dispatch carries."""
@@ -26,6 +27,9 @@ ROWS = 128
 AVOID_S = 60.0
 """Seconds for which a node that lost an actor gets no other while there is room elsewhere. If the
 node is gone, Ray finds out only after some tens of seconds, and starts actors there until then."""
+
+SLOW_S = 600.0
+"""As long for a node whose actor was slow to reach: without one, nobody measures it any more."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class Siting:
         spec: the deployment's.
         sites: the live nodes with what they have left (blocks).
         present: nodes of the actors that there are, by role.
+        node_of: address of an actor's node by its name; None where nobody knows.
     """
 
     def __init__(
@@ -52,12 +57,14 @@ class Siting:
         spec: ClusterSpec,
         sites: Callable[[], Sequence[Site]],
         present: Callable[[Role, Sequence[Site]], Sequence[Site]],
+        node_of: Callable[[str], str | None],
     ):
         self.network = Network()
         self.hidden_size = 1
-        self._spec, self._sites, self._present = spec, sites, present
+        self._spec, self._sites, self._present, self._node_of = spec, sites, present, node_of
         self._asking: list[_Asking] = []
-        self._lost_at: dict[str, float] = {}
+        self._until: dict[str, float] = {}  # nodes to be avoided
+        self._wires = WireTimes()
         self._choosing: asyncio.Task[None] | None = None
 
     @property
@@ -67,7 +74,26 @@ class Siting:
 
     def avoid(self, address: str) -> None:
         """A node has just lost an actor."""
-        self._lost_at[address] = time.monotonic()
+        self._avoid(address, AVOID_S)
+
+    def heard(self, attention: str, wire_s: Mapping[str, float]) -> None:
+        """What an attention actor says of the wire to FFN actors, see ``WireTimes.hear``."""
+        now = time.monotonic()
+        self._wires.hear(attention, wire_s, now)
+        for name, ratio in slow(self._wires.pairs(now)).items():
+            node = self._node_of(name)
+            if node is not None:
+                if self._until.get(node, -math.inf) < now:
+                    logger.warning("%s on %s is slow to reach: %.1f times", name, node, ratio)
+                self._avoid(node, SLOW_S)
+
+    def slowness(self) -> dict[tuple[Role, str], float]:
+        """See ``slowness.ratios``."""
+        return ratios(self._wires.pairs(time.monotonic()))
+
+    def _avoid(self, address: str, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        self._until[address] = max(until, self._until.get(address, until))
 
     async def node_for(self, role: Role) -> str | None:
         """Address of the node where a new actor should go; None where any is as good."""
@@ -98,12 +124,17 @@ class Siting:
                     free = nodes[one.role]
                     one.answer.set_result(free.pop(0) if free else None)
 
+    def _sound(self, sites: Sequence[Site]) -> list[Site]:
+        now = time.monotonic()
+        return [site for site in sites if self._until.get(site.node, -math.inf) < now]
+
     def report(self, actors: Mapping[str, tuple[Role, str]]) -> TopologyStatus:
         """How far apart actors are, and how well that was chosen (blocks).
 
         Args:
             actors: name -> role and address of its node.
         """
+        wires = self._wires.pairs(time.monotonic())
         sites = {site.node: site for site in self._sites()}
         nodes = {name: node for name, (_, node) in actors.items() if node in sites}
         by_role = {role: [n for n in nodes if actors[n][0] == role] for role in ROLES}
@@ -123,16 +154,48 @@ class Siting:
         return TopologyStatus(
             nodes=nodes,
             links=tuple(
-                self._link(one, other, sites[nodes[one]], sites[nodes[other]])
+                self._link(
+                    one, other, sites[nodes[one]], sites[nodes[other]], wires.get((one, other))
+                )
                 for one, other in product(by_role["attention"], by_role["ffn"])
             ),
             nbytes=self.nbytes,
             exchange_s=exchange_s(where["attention"], where["ffn"], self.network, self.nbytes),
             best_s=choice.seconds if choice else None,
             worst_s=choice.worst if choice else None,
+            slow=tuple(
+                self._slow(name, *actors[name], ratio, list(sites.values()), by_role)
+                for name, ratio in sorted(slow(wires).items())
+                if name in actors
+            ),
         )
 
-    def _link(self, attention: str, ffn: str, one: Site, other: Site) -> LinkStatus:
+    def _slow(
+        self,
+        name: str,
+        role: Role,
+        node: str,
+        ratio: float,
+        sites: Sequence[Site],
+        by_role: Mapping[Role, Sequence[str]],
+    ) -> SlowActor:
+        pool = self._spec.pool(role)
+        need = Need(role, pool.resources.bundle(), pool.labels)
+        others = [site for site in self._sound(sites) if site.node != node]
+        room = next((site.node for site in others if fits([(need, site)])), None)
+        command: str | None = f"afflux retire {name}"
+        if room is not None:
+            command += " --replace"
+            advice = f"have another take its place, on a node such as {room}"
+        elif len(by_role[role]) > pool.min:
+            advice = "no other node has room: let it go, the others do its work"
+        else:
+            command, advice = None, "no other node has room and none can go: add a node"
+        return SlowActor(actor=name, role=role, ratio=ratio, advice=advice, command=command)
+
+    def _link(
+        self, attention: str, ffn: str, one: Site, other: Site, wire_s: float | None
+    ) -> LinkStatus:
         link = self.network.link(one, other)
         return LinkStatus(
             attention=attention,
@@ -141,6 +204,7 @@ class Siting:
             latency_s=link.latency_s,
             bytes_per_s=link.bytes_per_s,
             measured=frozenset((one.node, other.node)) in self.network.measured,
+            wire_s=wire_s,
         )
 
     def _chosen(
@@ -153,9 +217,7 @@ class Siting:
         for one in asking:
             pool = self._spec.pool(one.role)
             needs[one.role].append(Need(one.role, pool.resources.bundle(), pool.labels))
-        recently = time.monotonic() - AVOID_S
-        sound = [site for site in sites if self._lost_at.get(site.node, -math.inf) < recently]
-        for among in (sound, sites):
+        for among in (self._sound(sites), sites):
             found = choose(
                 among,
                 needs["attention"],

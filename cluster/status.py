@@ -95,7 +95,8 @@ class ChangeReport(_Model):
 
 class LinkStatus(_Model):
     """The way between an attention and an FFN actor: ``tier`` by their nodes' labels, and what it
-    does; ``measured``: not only believed."""
+    does; ``measured``: by a probe, not only believed. ``wire_s``: what frames spend on it lately,
+    there and back, whatever else happens on the nodes; None while there are few."""
 
     attention: str
     ffn: str
@@ -103,6 +104,20 @@ class LinkStatus(_Model):
     latency_s: float
     bytes_per_s: float
     measured: bool
+    wire_s: float | None = None
+
+
+class SlowActor(_Model):
+    """An actor that frames take long to reach: ``ratio`` times as long as the fastest of its role.
+
+    ``advice`` is what to do about it, ``command`` the command line that does it, if there is one.
+    """
+
+    actor: str
+    role: Role
+    ratio: float
+    advice: str
+    command: str | None = None
 
 
 class TopologyStatus(_Model):
@@ -111,6 +126,7 @@ class TopologyStatus(_Model):
     ``nodes``: actor -> address. ``exchange_s``: a layer's dispatch and combine of ``nbytes`` per
     attention actor, the slowest's; ``best_s``, ``worst_s``: that of the best and worst placement
     of as many actors (None: no room for them; worst also where not all ways were looked at).
+    ``slow``: actors that frames take long to reach.
     """
 
     nodes: dict[str, str] = Field(default_factory=dict)
@@ -119,6 +135,7 @@ class TopologyStatus(_Model):
     exchange_s: float = 0.0
     best_s: float | None = None
     worst_s: float | None = None
+    slow: tuple[SlowActor, ...] = ()
 
 
 class ClusterStatus(_Model):

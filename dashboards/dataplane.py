@@ -16,7 +16,7 @@ from dashboards.panels import (
     lines,
     number,
 )
-from dashboards.queries import buckets, mean, quantile, rate, series, share, total
+from dashboards.queries import buckets, mean, most, quantile, rate, series, share, total
 
 UID = "afflux-dataplane"
 
@@ -276,6 +276,16 @@ def _hops() -> list[AnyPanel]:
                 total(rate("afd_transport_frames_total", ATTENTION), "direction"), "{{direction}}"
             ),
             width=8,
+        ),
+        lines(
+            "Slow to reach",
+            "How much longer frames are on the wire to an actor than to the fastest of its role. "
+            "Every layer waits for the slowest; above 3 afflux status --topology says what to do. "
+            "Only roles with two actors or more.",
+            "short",
+            Query(most(series("afd_wire_slowness_ratio"), "role", "actor_id"), "{{actor_id}}"),
+            limits=((3, RED),),
+            width=24,
         ),
     ]
 

@@ -522,6 +522,16 @@ class Endpoint:
         with self._lock:
             return {link.peer: link.hops.snapshot() for link in self._links.values()}
 
+    def take_wire_s(self) -> dict[str, float]:
+        """Per peer the median seconds on the wire, there and back, since it was last asked.
+
+        Without peers that had few frames meanwhile.
+        """
+        with _Membership(self):  # or a polling thread would hardly ever let go of the lock
+            links = [link for link in self._links.values() if link.connected and not link.lost]
+            found = {link.peer: link.hops.take_wire_s() for link in links}
+        return {peer: seconds for peer, seconds in found.items() if seconds is not None}
+
     def traffic(self) -> list[Traffic]:
         """Totals per wire since the endpoint began, peers that left included. A copy."""
         with _Membership(self):  # or a polling thread would hardly ever let go of the lock

@@ -24,6 +24,8 @@ import numpy as np
 STAGES = ("queue", "wire_out", "boarding", "compute", "reply", "wire_back", "total")
 _WINDOW = 8  # offset candidates kept; each is the best of one batch, so old drift falls out
 _BATCH = 256
+_RECENT = 1024
+_ENOUGH = 16
 
 
 class HopStamps(NamedTuple):
@@ -187,6 +189,7 @@ class HopHistograms:
         self.offset = OffsetEstimator()
         self._stages = {stage: Histogram() for stage in STAGES}
         self._pending: list[HopStamps] = []
+        self._wire_ns: deque[int] = deque(maxlen=_RECENT)
 
     def add(self, stamps: HopStamps) -> None:
         self._pending.append(stamps)
@@ -201,6 +204,15 @@ class HopHistograms:
     def histogram(self, stage: str) -> Histogram:
         self._flush()
         return self._stages[stage]
+
+    def take_wire_s(self) -> float | None:
+        """Median seconds on the wire, there and back, since it was last asked; None: too few."""
+        self._flush()
+        if len(self._wire_ns) < _ENOUGH:
+            return None
+        found = float(np.median(self._wire_ns)) * 1e-9
+        self._wire_ns.clear()
+        return found
 
     def snapshot(self) -> dict:
         """{stage: histogram snapshot} and the offset estimate, as plain data."""
@@ -218,6 +230,8 @@ class HopHistograms:
         stamps = np.array(pending, dtype=np.int64)
         self.offset.add_batch(stamps)
         columns = stamps.T
+        _, sent, recv, _, _, reply, back = columns
+        self._wire_ns.extend(((back - sent) - (reply - recv)).tolist())
         times = hop_times(HopStamps(*columns), self.offset.offset_ns)
         for stage, values in zip(STAGES, times, strict=True):
             self._stages[stage].add(np.asarray(values))

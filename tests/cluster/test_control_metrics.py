@@ -58,7 +58,7 @@ def seat(name: str, state: Any = "ready", *, placed: bool = True) -> Seat:
 
 
 def test_every_metric_of_the_catalogue_is_filled(watched: Watched) -> None:
-    watched.look()
+    watched.metrics.look(watched.world.core, (), "ready", 0, {("ffn", "ffn-1"): 4.0})
     assert not watched.metrics.families.missing
     text = generate_latest(watched.metrics.families.registry).decode()
     found = {family.name: family for family in text_string_to_metric_families(text)}

@@ -132,3 +132,14 @@ def test_totals_are_of_all_peers_and_a_copy_of_them():
     totals.add(hops)
     assert {stage: twin.stages[stage].count for stage in STAGES} == dict.fromkeys(STAGES, 303)
     assert totals.stages["queue"].sum_us == pytest.approx(603 * 5.0)
+
+
+def test_wire_times_are_told_once_and_not_from_few_hops() -> None:
+    hops = HopHistograms()
+    for number in range(40):
+        wire = 9_000_000 if number == 7 else 2_000
+        hops.add(HopStamps(0, 100, 10_100, 10_200, 10_300, 10_400, 400 + wire))
+    assert hops.take_wire_s() == pytest.approx(2e-6)
+    assert hops.take_wire_s() is None
+    hops.add(HopStamps(0, 100, 10_100, 10_200, 10_300, 10_400, 2_400))
+    assert hops.take_wire_s() is None
