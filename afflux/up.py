@@ -100,14 +100,22 @@ def status(
         bool,
         typer.Option("--topology", help="How far apart actors are, and what that costs, instead."),
     ] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="With --topology: measure the links between nodes first (seconds)."
+        ),
+    ] = False,
 ) -> None:
     """Show a deployment's actors, their place, their experts and their health."""
     from cluster import verbs
 
+    if probe and not topology:
+        raise typer.BadParameter("only together with --topology", param_hint="--probe")
     if topology:
         if watch:
             raise typer.BadParameter("not together with --watch", param_hint="--topology")
-        _topology(name, address, as_json=as_json)
+        _topology(name, address, as_json=as_json, probe=probe)
         return
     if watch:
         from rich.console import Console
@@ -128,13 +136,13 @@ def status(
     print_status(Console(), report)
 
 
-def _topology(name: str, address: str | None, *, as_json: bool) -> None:
+def _topology(name: str, address: str | None, *, as_json: bool, probe: bool) -> None:
     from rich.console import Console
 
     from afflux.tables import print_topology
     from cluster import verbs
 
-    found = verbs.topology(name, address=address)
+    found = verbs.topology(name, probe=probe, address=address)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:

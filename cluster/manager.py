@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.errors import AffluxError
-from cluster import companion, preflight, ray_actors, recovery
+from cluster import companion, preflight, probing, ray_actors, recovery
 from cluster.change import Action, Change, Times
 from cluster.expert_loads import ExpertLoads, imbalance
 from cluster.exposition import Exposition
@@ -57,6 +57,9 @@ BEAT_S = 1.0
 
 LISTEN_S = 15.0
 """How long a listener hears of requests without asking again: it may be gone."""
+
+LINKS = "links"
+"""Under this name measured links are kept."""
 
 AGENTS_S = 10.0
 """Seconds between two looks at which nodes Ray has."""
@@ -158,6 +161,7 @@ class Manager:
             self._expose()
             checkpoint = await asyncio.to_thread(preflight.check_model, self.spec)
             ray_actors.check_room(self.spec, count_frontend=count_frontend)
+            await self._probe(again=False)
             self.membership = self._new_membership(checkpoint)
             change = self.membership.start(self._now())
             await self._ended(change)
@@ -232,6 +236,7 @@ class Manager:
             self.membership = self._new_membership(checkpoint)
             self._url, self._serve_app = found.note.get("url"), found.note.get("serve_app")
             self._kept = dict(found.note.get("kept") or {})
+            self.seats.siting.use_links(self._kept.get(LINKS) or ())
             self._note_number = found.note["number"]
             try:
                 self._expose(found.note.get("metrics_port"))
@@ -790,9 +795,29 @@ class Manager:
             detail=self._detail,
         )
 
-    async def topology(self) -> TopologyStatus:
-        """How far apart the actors are, and what that costs."""
+    async def _probe(self, *, again: bool) -> None:
+        """Measure the links between nodes; where that fails, their labels have to do."""
+        if not (self.spec.transport.probe_links or again):
+            return
+        try:
+            nodes = await asyncio.to_thread(ray_actors.nodes_for, self.spec)
+            links = await probing.probe(self.spec, nodes)
+        except Exception:
+            logger.exception("links were not measured")
+            return
+        found = [(*sorted(pair), link.latency_s, link.bytes_per_s) for pair, link in links.items()]
+        self.seats.siting.use_links(found)
+        await self.keep(LINKS, found)
+
+    async def topology(self, probe: bool = False) -> TopologyStatus:
+        """How far apart the actors are, and what that costs.
+
+        Args:
+            probe: measure the links between nodes first.
+        """
         await self.take_over()
+        if probe:
+            await self._probe(again=True)
         actors = {
             seat.name: (seat.role, seat.node_ip)
             for seat in self.seats.by_name.values()

@@ -21,8 +21,8 @@ from ray.util.scheduling_strategies import (
 
 from actors.worker import Worker
 from cluster.names import NAMESPACE, WORKER_ENV, actor_name, controller_name, manager_name
-from cluster.preflight import LackingResources, Need, Node, lacking, needs
-from cluster.spec import ClusterSpec, PoolSpec, Role
+from cluster.preflight import LackingResources, Need, Node, labels_match, lacking, needs
+from cluster.spec import ROLES, ClusterSpec, PoolSpec, Role
 from cluster.topology import Site, memory_per_flop
 
 _KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"  # GiB; vLLM's old way to say kv_cache_memory_bytes
@@ -195,6 +195,16 @@ def sites() -> list[Site]:
         )
         for node in free_nodes()
     ]
+
+
+def nodes_for(spec: ClusterSpec) -> dict[str, str]:
+    """The live nodes that may have attention or FFN actors, full ones too: address -> Ray's id."""
+    wanted = [spec.pool(role).labels for role in ROLES]
+    return {
+        node["NodeManagerAddress"]: node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and any(labels_match(labels, node.get("Labels", {})) for labels in wanted)
+    }
 
 
 def node_ip() -> str:

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -19,7 +19,7 @@ from cluster.preflight import Need
 from cluster.slowness import WireTimes, ratios, slow
 from cluster.spec import ROLES, ClusterSpec, Role
 from cluster.status import LinkStatus, SlowActor, TopologyStatus
-from cluster.topology import Choice, Network, Site, choose, exchange_s, fits, tier
+from cluster.topology import Choice, Link, Network, Site, choose, exchange_s, fits, tier
 
 ROWS = 128
 """Of a decode batch, as far as the choice is concerned: what a layer's dispatch carries."""
@@ -86,6 +86,11 @@ class Siting:
                 if self._until.get(node, -math.inf) < now:
                     logger.warning("%s on %s is slow to reach: %.1f times", name, node, ratio)
                 self._avoid(node, SLOW_S)
+
+    def use_links(self, links: Iterable[tuple[str, str, float, float]]) -> None:
+        """Go by what was measured: two nodes' addresses, latency in s, bytes per s."""
+        measured = {frozenset((a, b)): Link(latency, rate) for a, b, latency, rate in links}
+        self.network = Network(measured=measured)
 
     def slowness(self) -> dict[tuple[Role, str], float]:
         """See ``slowness.ratios``."""

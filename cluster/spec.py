@@ -208,6 +208,10 @@ class TransportSpec(_Section):
     """Network devices to use, as in UCX_NET_DEVICES ("eth1", "mlx5_0:1,mlx5_1:1"). null: on a node
     without RDMA devices the interface that has the node's address in Ray, else UCX's choice."""
 
+    probe_links: bool = True
+    """Measure the links between nodes before the first actors are placed, about a second per node;
+    false goes by the nodes' labels. A single node has no links."""
+
     max_frame_tokens: int = Field(default=512, ge=1, le=65536)
     """The most tokens in one frame; a larger batch travels as several frames. Sizes the buffers
     that every pair of actors registers."""

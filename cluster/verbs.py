@@ -22,6 +22,9 @@ OnChange = Callable[[ChangeReport], None]
 POLL_S = 0.2
 """How often a change that is waited for is looked at."""
 
+PROBE_S = 300.0
+"""How long measuring the links of a cluster may take."""
+
 AWAY_S = 60.0
 """How long a manager may be away, restarting, before waiting for its change is given up."""
 
@@ -164,10 +167,14 @@ def status(name: str, *, address: str | None = None) -> ClusterStatus:
         return get(manager.status.remote(), ASK_S)
 
 
-def topology(name: str, *, address: str | None = None) -> TopologyStatus:
-    """How far apart a deployment's actors are, and what that costs; errors as of ``status``."""
+def topology(name: str, *, probe: bool = False, address: str | None = None) -> TopologyStatus:
+    """How far apart a deployment's actors are, and what that costs; errors as of ``status``.
+
+    Args:
+        probe: measure the links between nodes first.
+    """
     with manager_of(name, address) as manager:
-        return get(manager.topology.remote(), ASK_S)
+        return get(manager.topology.remote(probe), PROBE_S if probe else ASK_S)
 
 
 def watch(
