@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,8 @@ class HostCluster:
     attention: list[Host]
     ffn: list[Host]
     env: dict[str, str] = field(repr=False)
+    labels: Callable[[Host], str] | None = None
+    """More Ray labels of a host, as ``ray start --labels`` takes them."""
 
     @property
     def head(self) -> Host:
@@ -48,6 +50,11 @@ class HostCluster:
         if host in self.attention or host in self.ffn:
             return "attention" if host in self.attention else "ffn"
         return "head"
+
+    def labels_of(self, host: Host) -> str:
+        """Its Ray labels, as ``ray start --labels`` takes them."""
+        role = f"afflux.io/role={self.role(host)}"
+        return f"{role},{self.labels(host)}" if self.labels is not None else role
 
     def afflux(self, *words: str, timeout: float = 60.0) -> str:
         """Run the command line on the head; returns what it printed.
@@ -86,13 +93,17 @@ class HostCluster:
 
 @contextmanager
 def host_cluster(
-    attention: int, ffn: int, env: dict[str, str] | None = None
+    attention: int,
+    ffn: int,
+    env: dict[str, str] | None = None,
+    labels: Callable[[Host], str] | None = None,
 ) -> Iterator[HostCluster]:
     """Make hosts, one for the head besides, and a Ray over them; all gone afterwards.
 
     Args:
         attention, ffn: hosts of each kind.
         env: of every process there; it shows in the list of processes, so no real keys.
+        labels: see ``HostCluster.labels``.
 
     Raises:
         RuntimeError: hosts can't be made here. subprocess.CalledProcessError: Ray did not start.
@@ -105,7 +116,7 @@ def host_cluster(
         ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         settings = {**ray, **_quiet(), **(env or {})}
         cluster = HostCluster(
-            made, made.each[1 : 1 + attention], made.each[1 + attention :], settings
+            made, made.each[1 : 1 + attention], made.each[1 + attention :], settings, labels
         )
         for host in made:
             _join(cluster, host)
@@ -123,7 +134,7 @@ def _join(cluster: HostCluster, host: Host) -> None:
         "start",
         *joins,
         f"--node-ip-address={host.address}",
-        f"--labels=afflux.io/role={cluster.role(host)}",
+        f"--labels={cluster.labels_of(host)}",
         f"--num-cpus={_CPUS}",
         f"--object-store-memory={_OBJECTS}",
         "--disable-usage-stats",

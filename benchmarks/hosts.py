@@ -119,6 +119,8 @@ class Hosts:
 
     each: list[Host] = field(default_factory=list)
     links: dict[str, Link] = field(default_factory=dict)
+    trunk: Link | None = None
+    _apart: set[str] = field(default_factory=set)
 
     def __getitem__(self, index: int) -> Host:
         return self.each[index]
@@ -139,12 +141,48 @@ class Hosts:
         link = self.links.pop(host.name, None)
         if link is not None:
             link.close()
+        bridge = self._far if host.name in self._apart else self.bridge
         if delay_s or loss or mbit is not None:
-            self.links[host.name] = Link(
-                self.bridge, host.port, delay_s=delay_s, loss=loss, mbit=mbit
-            )
+            self.links[host.name] = Link(bridge, host.port, delay_s=delay_s, loss=loss, mbit=mbit)
         else:
-            _ip("link", "set", host.port, "master", self.bridge)
+            _ip("link", "set", host.port, "master", bridge)
+
+    def part(
+        self,
+        apart: Sequence[Host],
+        *,
+        delay_s: float = 0.0,
+        loss: float = 0.0,
+        mbit: float | None = None,
+    ) -> None:
+        """Put some hosts on a switch of their own, behind one shared link; once, before ``shape``.
+
+        Args:
+            delay_s, loss, mbit: of that link, as for ``shape``.
+        """
+        _ip("link", "add", self._far, "type", "bridge")
+        _ip("link", "set", self._far, "up")
+        near, far = f"{self.bridge}t", f"{self.bridge}u"
+        _ip("link", "add", near, "type", "veth", "peer", "name", far)
+        _ip("link", "set", far, "master", self._far, "up")
+        _ip("link", "set", near, "up")
+        self.trunk = Link(self.bridge, near, delay_s=delay_s, loss=loss, mbit=mbit)
+        for host in apart:
+            self._apart.add(host.name)
+            _ip("link", "set", host.port, "master", self._far)
+
+    def close(self) -> None:
+        """Take shaped links and the second switch down."""
+        for link in self.links.values():
+            link.close()
+        if self.trunk is not None:
+            self.trunk.close()
+            _quietly("link", "del", f"{self.bridge}t")
+            _quietly("link", "del", self._far)
+
+    @property
+    def _far(self) -> str:
+        return f"{self.bridge}r"
 
     def cut(self, host: Host) -> None:
         """Nothing passes any more, and nobody is told."""
@@ -198,7 +236,7 @@ def hosts(count: int) -> Iterator[Hosts]:
         stack.callback(_quietly, "link", "del", found.bridge)
         _ip("addr", "add", f"{found.address}/24", "dev", found.bridge)
         _ip("link", "set", found.bridge, "up")
-        stack.callback(_close_links, found)
+        stack.callback(found.close)
         for number in range(count):
             address = f"{net}.{10 + number}"
             found.each.append(_start(stack, found, f"host{number}", address, tag, folder, key))
@@ -295,11 +333,6 @@ def _end(process: subprocess.Popen[str]) -> None:
             pipe.close()
     process.kill()
     process.wait()
-
-
-def _close_links(found: Hosts) -> None:
-    for link in found.links.values():
-        link.close()
 
 
 def _ip(*words: str) -> None:

@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 
 from actors.errors import AffluxError
 from cluster import companion, preflight, probing, ray_actors, recovery
-from cluster.change import Action, Change, Times
+from cluster.change import Action, Change, Refused, Times
 from cluster.expert_loads import ExpertLoads, imbalance
 from cluster.exposition import Exposition
 from cluster.membership import Membership
@@ -57,6 +57,12 @@ BEAT_S = 1.0
 
 LISTEN_S = 15.0
 """How long a listener hears of requests without asking again: it may be gone."""
+
+NODES_S = 3.0
+"""Seconds between two looks at which nodes are about to leave."""
+
+STUCK_S = 60.0
+"""Seconds until it is tried again to bring an actor away from such a node."""
 
 LINKS = "links"
 """Under this name measured links are kept."""
@@ -185,6 +191,7 @@ class Manager:
         self.warm.fill()
         self._spawn(self._gather_loads())
         self._spawn(self._watch_serve())
+        self._spawn(self._watch_nodes())
         self._spawn(self._start_controller())
 
     async def _start_controller(self) -> None:
@@ -689,6 +696,41 @@ class Manager:
                 await self.stop()
                 ray_actors.kill(ray.get_runtime_context().current_actor)
 
+    async def _watch_nodes(self) -> None:
+        """Empty nodes that are about to leave: a spot instance's notice, ``ray drain-node``."""
+        stuck: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(NODES_S)
+            try:
+                leaving = await asyncio.to_thread(ray_actors.leaving_nodes)
+            except RayError as error:
+                logger.warning("Ray does not say which nodes leave: %s", words(error))
+                continue
+            names = [
+                seat.name
+                for seat in self.seats.by_name.values()
+                if seat.node_id in leaving
+                and seat.state == "ready"
+                and stuck.get(seat.name, 0.0) < self._now()
+            ]
+            if names and self.membership is not None:
+                await self._evacuate(self.membership, names)
+                stuck |= {name: self._now() + STUCK_S for name in names}
+
+    async def _evacuate(self, core: Membership, names: list[str]) -> None:
+        """Have others take the place of actors, or where there is no room, their work."""
+        logger.warning("the node of %s is leaving", ", ".join(names))
+        change = core.evacuate(names, self._now())
+        await self._ended(change)
+        if change.phase != "rolled_back":
+            return
+        logger.warning("%s can't be replaced: %s", ", ".join(names), change.error)
+        for name in names:
+            try:
+                await self._ended(core.retire(name, self._now()))
+            except Refused as error:  # when the node goes, it is lost like any other
+                logger.warning("%s stays: %s", name, error.message)
+
     async def _orphaned(self) -> bool:
         from ray import serve
 
@@ -805,7 +847,10 @@ class Manager:
         except Exception:
             logger.exception("links were not measured")
             return
-        found = [(*sorted(pair), link.latency_s, link.bytes_per_s) for pair, link in links.items()]
+        found = [
+            (a, b, link.latency_s, link.bytes_per_s)
+            for (a, b), link in ((sorted(pair), link) for pair, link in links.items())
+        ]
         self.seats.siting.use_links(found)
         await self.keep(LINKS, found)
 

@@ -146,6 +146,17 @@ class Membership:
         text = f"{name}, with a replacement" if replace else name
         return self._enqueue(Order("retire", text, adds=adds, retire=(name,)), now)
 
+    def evacuate(self, names: Sequence[str], now: float) -> Change:
+        """Have others take the place of some actors, all at once.
+
+        Raises:
+            UnknownActor: there never was one of them.
+        """
+        for name in names:
+            self._known(name)
+        text = f"{', '.join(names)}, whose node is leaving"
+        return self._enqueue(Order("retire", text, retire=tuple(names)), now)
+
     def flip(self, name: str, to: Role, now: float, *, room: bool = True) -> Change:
         """Turn one actor of a role into one of the other; their sum stays.
 

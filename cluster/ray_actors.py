@@ -171,15 +171,23 @@ def workers(deployment: str) -> dict[str, Any]:
     return found
 
 
+def leaving_nodes() -> set[str]:
+    """Ids of nodes that are going to end: preempted, idle, or drained by hand."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
 def free_nodes() -> list[Node]:
-    """The live nodes of the cluster with what they have left."""
+    """The live nodes of the cluster that stay, with what they have left."""
     from ray._private.state import available_resources_per_node
 
     free: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+    leaving = leaving_nodes()
     return [
         Node(node["NodeManagerAddress"], dict(free.get(node["NodeID"], {})), node.get("Labels", {}))
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in leaving
     ]
 
 

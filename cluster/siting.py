@@ -188,11 +188,12 @@ class Siting:
         need = Need(role, pool.resources.bundle(), pool.labels)
         others = [site for site in self._sound(sites) if site.node != node]
         room = next((site.node for site in others if fits([(need, site)])), None)
-        command: str | None = f"afflux retire {name}"
+        command: str | None
         if room is not None:
-            command += " --replace"
+            command = f"afflux retire {name} --replace"
             advice = f"have another take its place, on a node such as {room}"
         elif len(by_role[role]) > pool.min:
+            command = f"afflux retire {name}"
             advice = "no other node has room: let it go, the others do its work"
         else:
             command, advice = None, "no other node has room and none can go: add a node"

@@ -88,11 +88,11 @@ class LinkProbe:
         deadline = time.monotonic() + timeout_s
         agent = self._wire.add(peer.metadata)
         sizes = (SMALL, *LARGE)
-        ends = [
+        local, remote = (
             self._wire.prepare(name, [(start, size, 0) for size in sizes], "DRAM")
             for name, start in (("", self._memory.data_ptr()), (agent, peer.address))
-        ]
-        handles = [self._wire.handle(*ends, index) for index in range(len(sizes))]
+        )
+        handles = [self._wire.handle(local, remote, index) for index in range(len(sizes))]
         try:
             self._write(handles[0], deadline)  # the first one connects
             # the fastest of each: slower ones waited for a core, not for the link

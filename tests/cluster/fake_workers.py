@@ -173,6 +173,8 @@ class FakeRay:
         self.find_sites: Callable[[], list[Site]] = lambda: self.sites
         self.asked_for: dict[str, str | None] = {}
         self.full: set[str] = set()
+        self.nodes: dict[str, str] = {}  # of workers that are not on "node"
+        self.leaving: set[str] = set()
         replacements = {
             "check_room": lambda spec, count_frontend: None,
             "check_one_more": self._check_one_more,
@@ -181,7 +183,13 @@ class FakeRay:
             "create_warm_worker": lambda spec, name, node: self._create(name),
             "sites": lambda: self.find_sites(),
             "node_of": lambda group: "node",
-            "where": lambda handle: ("node", "10.0.0.1", 1000 + len(self.workers)),
+            "where": lambda handle: (
+                self.nodes.get(handle.name, "node"),
+                "10.0.0.1",
+                1000 + len(self.workers),
+            ),
+            "nodes_for": lambda spec: {},
+            "leaving_nodes": lambda: set(self.leaving),
             "kill": self._kill,
             "remove_group": lambda group: self.groups.pop(group.name, None),
             "remove_groups": lambda deployment: self.groups.clear(),

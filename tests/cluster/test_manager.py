@@ -90,6 +90,7 @@ class Deployment:
 async def deployment(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Deployment]:
     monkeypatch.setattr(seats, "ROOM_GRACE_S", 0.0)
     monkeypatch.setattr(manager_module, "REFILL_S", 0.01)
+    monkeypatch.setattr(manager_module, "NODES_S", 0.02)
     monkeypatch.setattr(manager_module, "peer_secret", lambda deployment: deployment.encode())
     deployment = Deployment(FakeRay(monkeypatch))
     yield deployment
@@ -584,3 +585,29 @@ def test_environment_of_a_worker() -> None:
 
 def test_frontends_count_as_needs() -> None:
     assert [need.what for need in preflight.needs(spec())][-1] == "frontend-0"
+
+
+async def test_a_node_that_is_about_to_leave_is_emptied(deployment: Deployment) -> None:
+    deployment.ray.nodes = {"attention-1": "spot", "ffn-0": "spot"}
+    await deployment.up()
+    deployment.ray.leaving.add("spot")
+    await deployment.until(lambda: deployment.state("ffn-0") == "retired")
+    await deployment.until(deployment.settled)
+    ready = {
+        seat.name for seat in deployment.manager.seats.by_name.values() if seat.state == "ready"
+    }
+    assert ready == {"attention-0", "attention-2", "ffn-1", "ffn-2"}
+    (report,) = [r for r in await deployment.manager.history() if r.verb == "retire"]
+    assert report.phase == "done" and "leaving" in report.text
+
+
+async def test_a_leaving_node_where_nobody_has_room(deployment: Deployment) -> None:
+    """Who may go goes; who is the last of its kind stays until its node is gone."""
+    deployment.ray.nodes = {"attention-0": "spot", "ffn-0": "spot"}
+    await deployment.up(attention={"count": 1})
+    deployment.ray.room = False
+    deployment.ray.leaving.add("spot")
+    await deployment.until(lambda: deployment.state("ffn-0") == "retired")
+    await deployment.until(deployment.settled)
+    assert deployment.state("attention-0") == "ready" and deployment.state("ffn-1") == "ready"
+    assert (await deployment.manager.status()).health == "ready"

@@ -9,6 +9,7 @@ import functools
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -150,6 +151,78 @@ def test_the_frontend_is_started_again(
     with streams(over_hosts) as found:
         pass
     assert same(found, expected)
+
+
+def test_links_are_known_by_measurement(over_hosts: HostCluster) -> None:
+    links = topology(over_hosts)["links"]
+    assert len(links) == 4 and all(link["measured"] for link in links)
+    assert all(1e-6 < link["latency_s"] < 0.1 and link["bytes_per_s"] > 1e6 for link in links)
+
+
+def test_a_slow_link(over_hosts: HostCluster, expected: dict[str, list[int]]) -> None:
+    """Nothing fails, the actor behind it is named, and what is advised takes the load off it."""
+    spread(over_hosts)
+    address = places(over_hosts, "ffn")[1]
+    host = next(host for host in over_hosts.hosts if host.address == address)
+    (name,) = [a["name"] for a in over_hosts.status()["actors"] if a["node_ip"] == address]
+    with streams(over_hosts, again=True) as found:
+        before = speed(found)
+        over_hosts.hosts.shape(host, delay_s=0.002, loss=0.01)
+        until(lambda: topology(over_hosts)["slow"], "somebody is named as slow", seconds=120)
+        (slow,) = topology(over_hosts)["slow"]
+        assert (slow["actor"], slow["role"]) == (name, "ffn") and slow["ratio"] > 3
+        page = httpx.get(f"{over_hosts.status()['metrics_url']}/metrics", timeout=30).text
+        (line,) = [x for x in page.splitlines() if "slowness" in x and f'actor_id="{name}"' in x]
+        assert float(line.split()[-1]) > 3
+        during = speed(found)
+        over_hosts.afflux(*slow["command"].split()[1:], "--wait", timeout=240)
+        after = speed(found)
+    print(f"tokens/s {before:.0f}, {during:.0f} with a slow link, {after:.0f} without its actor")
+    assert same(found, expected)
+    assert during < before and during < after
+    assert address not in places(over_hosts, "ffn")
+    over_hosts.hosts.shape(host)
+
+
+def test_a_host_that_is_about_to_leave(
+    over_hosts: HostCluster, expected: dict[str, list[int]]
+) -> None:
+    """It is emptied before it goes: no gap but that of a change, and nothing is lost."""
+    address = places(over_hosts, "attention")[0]
+    script = (
+        "import ray; ray.init('auto', logging_level='ERROR');"
+        f"print([n['NodeID'] for n in ray.nodes() if n['NodeManagerAddress'] == '{address}'][-1])"
+    )
+    head, env = over_hosts.head, over_hosts.env
+    node = head.run("python", "-c", script, env=env).split()[-1]
+    notice = ("--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION")
+    deadline = ("--reason-message", "spot", "--deadline-remaining-seconds", "300")
+    with streams(over_hosts, again=True) as found:
+        began = time.monotonic()
+        head.run("ray", "drain-node", "--address", "auto", *notice, *deadline, env=env)
+        until(
+            lambda: address not in places(over_hosts, "attention") and whole(over_hosts),
+            "it is empty",
+            seconds=240,
+        )
+        took = time.monotonic() - began
+    print(f"emptied in {took:.1f} s, longest gap {found.gap(began):.2f} s")
+    assert same(found, expected)
+
+
+def topology(cluster: HostCluster) -> dict[str, Any]:
+    return dict(json.loads(cluster.afflux("status", "--topology", "--json")))
+
+
+def speed(streams: Streams, seconds: float = 10.0) -> float:
+    """Tokens per second of all streams."""
+
+    def tokens() -> int:
+        return sum(len(stream.tokens) for stream in list(streams.all))
+
+    before, began = tokens(), time.monotonic()
+    time.sleep(seconds)
+    return (tokens() - before) / (time.monotonic() - began)
 
 
 def answers(cluster: HostCluster) -> bool:
