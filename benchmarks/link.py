@@ -90,6 +90,8 @@ def relay(one: str, other: str, delay_s: float, loss: float, mbit: float) -> Non
                     packet = end.recv(_MOST)
                 except BlockingIOError:
                     break
+                except OSError:  # the interface is gone, and a host with it
+                    return
                 now = time.monotonic()
                 if loss and random.random() < loss:
                     continue

@@ -21,7 +21,7 @@ from benchmarks.hosts import Host, why_not
 from benchmarks.load import Load, make_requests
 from benchmarks.report import make_report, print_table, write_report
 
-INSIDE = 100.0
+INSIDE = 30.0
 ACROSS = INSIDE / 10
 STREAMS = 16
 ROUNDS = 3

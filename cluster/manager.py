@@ -842,7 +842,8 @@ class Manager:
         if not (self.spec.transport.probe_links or again):
             return
         try:
-            nodes = await asyncio.to_thread(ray_actors.nodes_for, self.spec)
+            here = ray_actors.node_ip()
+            nodes = await asyncio.to_thread(ray_actors.nodes_for, self.spec, here)
             links = await probing.probe(self.spec, nodes)
         except Exception:
             logger.exception("links were not measured")

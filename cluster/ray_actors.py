@@ -205,8 +205,15 @@ def sites() -> list[Site]:
     ]
 
 
-def nodes_for(spec: ClusterSpec) -> dict[str, str]:
-    """The live nodes that may have attention or FFN actors, full ones too: address -> Ray's id."""
+def nodes_for(spec: ClusterSpec, home: str) -> dict[str, str]:
+    """The live nodes that may have attention or FFN actors, full ones too, if there are several.
+
+    Args:
+        home: address of one that counts too, to know how far the others are from it.
+
+    Returns:
+        Address -> Ray's id.
+    """
     wanted = [spec.pool(role).labels for role in ROLES]
     return {
         node["NodeManagerAddress"]: node["NodeID"]

@@ -104,7 +104,13 @@ class Seats:
         self.warm = warm
         self.by_name: dict[str, Seat] = {}
         self.expert_bytes = 0.0  # of one expert of one layer, once the checkpoint was read
-        self.siting = Siting(spec, ray_actors.sites, self._present, self._address)
+        self.siting = Siting(
+            spec,
+            lambda: ray_actors.sites(),
+            self._present,
+            self._address,
+            lambda: ray_actors.node_ip(),
+        )
         self._on_state = on_state
         self._on_lost = on_lost
         self._on_fault = on_fault

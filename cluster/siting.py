@@ -50,6 +50,7 @@ class Siting:
         sites: the live nodes with what they have left (blocks).
         present: nodes of the actors that there are, by role.
         node_of: address of an actor's node by its name; None where nobody knows.
+        home: address of this process's node, which frontends share or are near to.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class Siting:
         sites: Callable[[], Sequence[Site]],
         present: Callable[[Role, Sequence[Site]], Sequence[Site]],
         node_of: Callable[[str], str | None],
+        home: Callable[[], str],
     ):
         self.network = Network()
         self.hidden_size = 1
         self._spec, self._sites, self._present, self._node_of = spec, sites, present, node_of
+        self._address = home
         self._asking: list[_Asking] = []
         self._until: dict[str, float] = {}  # nodes to be avoided
         self._wires = WireTimes()
@@ -129,6 +132,10 @@ class Siting:
                     free = nodes[one.role]
                     one.answer.set_result(free.pop(0) if free else None)
 
+    def _home(self, sites: Sequence[Site]) -> Site | None:
+        address = self._address()
+        return next((site for site in sites if site.node == address), None)
+
     def _sound(self, sites: Sequence[Site]) -> list[Site]:
         now = time.monotonic()
         return [site for site in sites if self._until.get(site.node, -math.inf) < now]
@@ -154,7 +161,8 @@ class Siting:
             replace(site, free=Counter(site.free) + taken.get(node, Counter()))
             for node, site in sites.items()
         ]
-        choice = choose(empty, needs["attention"], needs["ffn"], self.network, self.nbytes)
+        needed = needs["attention"], needs["ffn"]
+        choice = choose(empty, *needed, self.network, self.nbytes, home=self._home(empty))
         where = {role: [sites[nodes[name]] for name in names] for role, names in by_role.items()}
         return TopologyStatus(
             nodes=nodes,
@@ -231,6 +239,7 @@ class Siting:
                 self.network,
                 self.nbytes,
                 present=present,
+                home=self._home(sites),
             )
             if found is not None:
                 return found

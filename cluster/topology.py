@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import combinations_with_replacement, product
+from typing import TypeVar
 
 from cluster.preflight import Need, labels_match
 
@@ -33,6 +34,14 @@ ACCELERATORS: Mapping[str, tuple[float, float]] = {
 }
 """Ray's names (label ray.io/accelerator-type) -> GiB and dense bf16 TFLOP/s of one, from NVIDIA's
 data sheets."""
+
+_TOKENS = 4096.0  # bytes: what a step gives to a frontend
+
+_Rest = tuple[int, float, float, tuple[str, ...]]
+_T = TypeVar("_T")
+
+ABOUT = 1.25
+"""Times that differ by less are equal: what is measured is not exact."""
 
 MOST_CHOICES = 20_000
 """Placements that are all looked at; beyond it, actors are placed one after another."""
@@ -181,17 +190,20 @@ def choose(
     nbytes: float,
     *,
     present: tuple[Sequence[Site], Sequence[Site]] = ((), ()),
+    home: Site | None = None,
 ) -> Choice | None:
     """The nodes that make a layer's exchange shortest; None where there is no room for all.
 
-    Among placements that differ by less than a twentieth, the one is taken whose actors of a role
-    crowd least on one node, and of those the one that gives attention actors the nodes with more
-    memory per compute. All placements are looked at where these are at most ``MOST_CHOICES``; else
+    Among placements that differ by less than a quarter (what is measured is not exact), the one is
+    taken whose actors of a role crowd least on one node, of those the one that gives attention
+    actors the nodes with more memory per compute, and of those the one with attention actors
+    closest to ``home``. All placements are looked at where these are at most ``MOST_CHOICES``; else
     each actor in turn gets the best node for it.
 
     Args:
         sites: nodes with room. attention, ffn: what each new actor needs, equal within a role.
         nbytes: see ``exchange_s``. present: nodes of the actors that are there already.
+        home: where requests come from and tokens go to.
     """
     sites = sorted(sites, key=lambda site: site.node)
     if not sites:
@@ -199,21 +211,21 @@ def choose(
     count = math.comb(len(sites) + len(attention) - 1, len(attention))
     count *= math.comb(len(sites) + len(ffn) - 1, len(ffn))
     if count > MOST_CHOICES:
-        return _one_by_one(sites, attention, ffn, network, nbytes, present)
-    best: tuple[tuple[float, int, float, tuple[str, ...]], Choice] | None = None
-    worst = 0.0
+        return _one_by_one(sites, attention, ffn, network, nbytes, present, home)
+    found: list[tuple[float, _Rest, Choice]] = []
     for mine in combinations_with_replacement(sites, len(attention)):
         for theirs in combinations_with_replacement(sites, len(ffn)):
             if not fits([*zip(attention, mine, strict=True), *zip(ffn, theirs, strict=True)]):
                 continue
             everyone = [*present[0], *mine], [*present[1], *theirs]
             seconds = exchange_s(*everyone, network, nbytes)
-            worst = max(worst, seconds)
             names = tuple(site.node for site in (*mine, *theirs))
-            key = (_about(seconds), _crowding(*everyone), _unfit(mine, theirs), names)
-            if best is None or key < best[0]:
-                best = key, Choice(mine, theirs, seconds, None)
-    return None if best is None else replace(best[1], worst=worst)
+            away = _away(mine, network, home)
+            rest = (_crowding(*everyone), _unfit(mine, theirs), away, names)
+            found.append((seconds, rest, Choice(mine, theirs, seconds, None)))
+    if not found:
+        return None
+    return replace(_best(found), worst=max(seconds for seconds, _, _ in found))
 
 
 def fits(placed: Sequence[tuple[Need, Site]]) -> bool:
@@ -236,6 +248,7 @@ def _one_by_one(
     network: Network,
     nbytes: float,
     present: tuple[Sequence[Site], Sequence[Site]],
+    home: Site | None,
 ) -> Choice | None:
     placed: tuple[list[tuple[Need, Site]], list[tuple[Need, Site]]] = ([], [])
     left = (list(attention), list(ffn))
@@ -244,7 +257,7 @@ def _one_by_one(
         role = 0 if len(left[0]) * len(ffn) >= len(left[1]) * len(attention) and left[0] else 1
         role = role if left[role] else 1 - role
         need = left[role].pop()
-        found: tuple[tuple[float, int, float, str], Site] | None = None
+        found: list[tuple[float, _Rest, Site]] = []
         for site in sites:
             if not fits([*placed[0], *placed[1], (need, site)]):
                 continue
@@ -252,20 +265,32 @@ def _one_by_one(
             tried[role].append(site)
             seconds = exchange_s(tried[0], tried[1], network, nbytes)
             unfit = _unfit([site], []) if role == 0 else _unfit([], [site])
-            key = (_about(seconds), _crowding(*tried), unfit, site.node)
-            if found is None or key < found[0]:
-                found = key, site
-        if found is None:
+            away = _away([site] if role == 0 else [], network, home)
+            found.append((seconds, (_crowding(*tried), unfit, away, (site.node,)), site))
+        if not found:
             return None
-        placed[role].append((need, found[1]))
+        placed[role].append((need, _best(found)))
     mine, theirs = (tuple(site for _, site in side) for side in placed)
     seconds = exchange_s([*present[0], *mine], [*present[1], *theirs], network, nbytes)
     return Choice(mine, theirs, seconds, None)
 
 
-def _about(seconds: float) -> float:
-    """The same number for times that differ by little."""
-    return round(math.log(seconds) / math.log(1.05)) if seconds > 0 else -math.inf
+def _best(found: Sequence[tuple[float, _Rest, _T]]) -> _T:
+    """Of those whose time is about the least, the one with the least rest."""
+    least = min(seconds for seconds, _, _ in found)
+    _, what = min(
+        ((rest, what) for seconds, rest, what in found if seconds <= least * ABOUT),
+        key=lambda pair: pair[0],
+    )
+    return what
+
+
+def _away(attention: Sequence[Site], network: Network, home: Site | None) -> float:
+    """Time of a step's tokens from attention actors to where they are sent from, roughly."""
+    if home is None:
+        return 0.0
+    links = [network.link(site, home) for site in attention if site.node != home.node]
+    return sum(link.latency_s + _TOKENS / link.bytes_per_s for link in links)
 
 
 def _crowding(attention: Sequence[Site], ffn: Sequence[Site]) -> int:

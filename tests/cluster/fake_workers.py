@@ -188,7 +188,7 @@ class FakeRay:
                 "10.0.0.1",
                 1000 + len(self.workers),
             ),
-            "nodes_for": lambda spec: {},
+            "nodes_for": lambda spec, home: {},
             "leaving_nodes": lambda: set(self.leaving),
             "kill": self._kill,
             "remove_group": lambda group: self.groups.pop(group.name, None),

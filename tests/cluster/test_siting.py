@@ -27,7 +27,7 @@ def siting(rooms: dict[str, float], ffn_min: int = 1) -> Siting:
         by_node = {site.node: site for site in sites}
         return [by_node[node] for of, node in PLACES.values() if of == role]
 
-    return Siting(spec, lambda: sites, present, lambda name: PLACES[name][1])
+    return Siting(spec, lambda: sites, present, lambda name: PLACES[name][1], lambda: "head")
 
 
 def hear(found: Siting, slow_s: float) -> None:
