@@ -162,7 +162,8 @@ class Siting:
             for node, site in sites.items()
         ]
         needed = needs["attention"], needs["ffn"]
-        choice = choose(empty, *needed, self.network, self.nbytes, home=self._home(empty))
+        rough = self.network.rough()
+        choice = choose(empty, *needed, rough, self.nbytes, home=self._home(empty))
         where = {role: [sites[nodes[name]] for name in names] for role, names in by_role.items()}
         return TopologyStatus(
             nodes=nodes,
@@ -173,7 +174,7 @@ class Siting:
                 for one, other in product(by_role["attention"], by_role["ffn"])
             ),
             nbytes=self.nbytes,
-            exchange_s=exchange_s(where["attention"], where["ffn"], self.network, self.nbytes),
+            exchange_s=exchange_s(where["attention"], where["ffn"], rough, self.nbytes),
             best_s=choice.seconds if choice else None,
             worst_s=choice.worst if choice else None,
             slow=tuple(
@@ -236,7 +237,7 @@ class Siting:
                 among,
                 needs["attention"],
                 needs["ffn"],
-                self.network,
+                self.network.rough(),
                 self.nbytes,
                 present=present,
                 home=self._home(sites),

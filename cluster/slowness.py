@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from cluster.spec import ROLES, Role
 
-FACTOR = 3.0
+FACTOR = 2.0
 """Times the fastest of its role from which on an actor is slow."""
 
 EXCESS_S = 1e-3

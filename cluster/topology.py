@@ -140,6 +140,24 @@ class Network:
         found = self.measured.get(frozenset((one.node, other.node)))
         return found or self.assumed[tier(one, other)]
 
+    def rough(self) -> Network:
+        """Measured links as far as they can be relied on: to a factor of two of the best one.
+
+        A probe that had to wait for a core is off by that much, and who is a third nearer is not
+        worth two actors on one node.
+        """
+        links = self.measured.values()
+        latency = min((link.latency_s for link in links), default=1.0)
+        rate = max((link.bytes_per_s for link in links), default=1.0)
+        rounded = {
+            pair: Link(
+                latency * 2.0 ** math.floor(math.log2(link.latency_s / latency)),
+                rate / 2.0 ** math.floor(math.log2(rate / link.bytes_per_s)),
+            )
+            for pair, link in self.measured.items()
+        }
+        return Network(self.assumed, rounded)
+
 
 def exchange_s(
     attention: Sequence[Site], ffn: Sequence[Site], network: Network, nbytes: float

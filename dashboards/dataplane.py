@@ -280,11 +280,11 @@ def _hops() -> list[AnyPanel]:
         lines(
             "Slow to reach",
             "How much longer frames are on the wire to an actor than to the fastest of its role. "
-            "Every layer waits for the slowest; above 3 afflux status --topology says what to do. "
+            "Every layer waits for the slowest; above 2 afflux status --topology says what to do. "
             "Only roles with two actors or more.",
             "short",
             Query(most(series("afd_wire_slowness_ratio"), "role", "actor_id"), "{{actor_id}}"),
-            limits=((3, RED),),
+            limits=((2, RED),),
             width=24,
         ),
     ]

@@ -165,3 +165,13 @@ def test_what_differs_by_noise_only_is_equal() -> None:
     need = [Need("x", {"CPU": 1})]
     found = choose(sites, need, need, Network(measured=measured), 1.0)
     assert found is not None and {found.attention[0].node, found.ffn[0].node} == {"a", "b"}
+
+
+def test_measurements_count_to_a_factor_of_two_of_the_best() -> None:
+    links = {"ab": (1e-4, 8e9), "ac": (1.9e-4, 5e9), "bc": (2.1e-4, 3.9e9), "ad": (1e-3, 8e8)}
+    measured = {frozenset(pair): Link(*link) for pair, link in links.items()}
+    rough = Network(measured=measured).rough().measured
+    assert rough[frozenset("ab")] == rough[frozenset("ac")] == Link(1e-4, 8e9)
+    assert rough[frozenset("bc")] == Link(2e-4, 4e9)
+    assert rough[frozenset("ad")] == Link(8e-4, 1e9)
+    assert Network().rough() == Network()
