@@ -18,6 +18,7 @@ from actors.metrics.families import Families, Value
 from cluster.change import Change, Verb
 from cluster.membership import Membership
 from cluster.seats import Seat
+from cluster.slowness import Slowness
 from cluster.spec import ROLES, ClusterSpec, Role
 from cluster.status import Health, State
 
@@ -51,7 +52,7 @@ class Picture:
         orphans: (layer, expert) pairs without a live holder.
         change_began: of the change under way, on the monotonic clock.
         reserved: by role, since ``at``; ``spent``: seconds times reserved until then.
-        slowness: see ``slowness.ratios``.
+        slowness: of the wire to actors.
         at, wall: the moment, on the monotonic clock and as Unix time.
     """
 
@@ -65,7 +66,7 @@ class Picture:
     change_began: float | None = None
     reserved: Reserved = field(default_factory=dict)
     spent: Reserved = field(default_factory=dict)
-    slowness: Mapping[tuple[Role, str], float] = field(default_factory=dict)
+    slowness: Slowness = field(default_factory=Slowness)
     at: float = 0.0
     wall: float = 0.0
 
@@ -132,6 +133,7 @@ class ControlMetrics:
             (
                 "afd_actors",
                 "afd_actors_target",
+                "afd_actors_slow",
                 "afd_attention_ffn_ratio",
                 "afd_attention_ffn_target_ratio",
                 "afd_epoch",
@@ -153,13 +155,13 @@ class ControlMetrics:
         seats: Iterable[Seat],
         health: Health,
         warm: int,
-        slowness: Mapping[tuple[Role, str], float] | None = None,
+        slowness: Slowness | None = None,
     ) -> None:
         """Take a new picture, and count what has happened since the last one.
 
         Args:
             core: None while nothing is started. seats: all that are remembered.
-            warm: processes without a role that are ready. slowness: see ``slowness.ratios``.
+            warm: processes without a role that are ready. slowness: of the wire.
         """
         now = self._clock()
         seats = list(seats)
@@ -183,7 +185,7 @@ class ControlMetrics:
             change_began=change.began_at if change is not None else None,
             reserved=self._reserved(seats),
             spent=self._picture.spent_until(now),
-            slowness=slowness or {},
+            slowness=slowness or Slowness(),
             at=now,
             wall=self._wall(),
         )
@@ -231,6 +233,7 @@ class ControlMetrics:
             for state in STATES:
                 yield Value("afd_actors", (role, state), seen.actors.get((role, state), 0))
             yield Value("afd_actors_target", (role,), seen.targets.get(role, 0))
+            yield Value("afd_actors_slow", (role,), seen.slowness.slow.get(role, 0))
         for role, (cpu_s, gpu_s) in seen.spent_until(now).items():
             yield Value("afd_cpu_seconds_total", (role,), cpu_s)
             yield Value("afd_gpu_seconds_total", (role,), gpu_s)
@@ -248,7 +251,7 @@ class ControlMetrics:
         yield Value("afd_warm_workers", (), seen.warm)
         yield Value("afd_warm_workers_target", (), self._spec.warm_workers)
         yield Value("afd_manager_heartbeat_timestamp_seconds", (), seen.wall)
-        for who, ratio in seen.slowness.items():
+        for who, ratio in seen.slowness.ratios.items():
             yield Value("afd_wire_slowness_ratio", who, ratio)
 
 

@@ -16,7 +16,8 @@ from cluster.control_metrics import ControlMetrics
 from cluster.discovery import Frontends, Targets, announced, groups
 from cluster.membership import Membership
 from cluster.seats import Seat
-from cluster.spec import ClusterSpec, Role
+from cluster.slowness import Slowness
+from cluster.spec import ClusterSpec
 from cluster.status import Health
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Exposition:
         seats: Collection[Seat],
         health: Health,
         warm: int,
-        slowness: Mapping[tuple[Role, str], float],
+        slowness: Slowness,
     ) -> None:
         """Have the pages show the deployment as it is now; arguments as ``ControlMetrics.look``."""
         self.metrics.look(core, seats, health, warm, slowness)

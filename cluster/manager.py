@@ -703,7 +703,7 @@ class Manager:
             await asyncio.sleep(NODES_S)
             try:
                 leaving = await asyncio.to_thread(ray_actors.leaving_nodes)
-            except RayError as error:
+            except Exception as error:  # Ray's head is away
                 logger.warning("Ray does not say which nodes leave: %s", words(error))
                 continue
             names = [
@@ -720,7 +720,11 @@ class Manager:
     async def _evacuate(self, core: Membership, names: list[str]) -> None:
         """Have others take the place of actors, or where there is no room, their work."""
         logger.warning("the node of %s is leaving", ", ".join(names))
-        change = core.evacuate(names, self._now())
+        try:
+            change = core.evacuate(names, self._now())
+        except Refused as error:
+            logger.warning("%s can't be replaced: %s", ", ".join(names), error.message)
+            return
         await self._ended(change)
         if change.phase != "rolled_back":
             return
@@ -847,6 +851,8 @@ class Manager:
             links = await probing.probe(self.spec, nodes)
         except Exception:
             logger.exception("links were not measured")
+            return
+        if not links:
             return
         found = [
             (a, b, link.latency_s, link.bytes_per_s)

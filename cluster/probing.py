@@ -43,15 +43,19 @@ class Prober:
         self._probe = LinkProbe(name, ucx_tls, address)
 
     def offer(self) -> Any:
+        """What the other end's ``measure`` wants."""
         return self._probe.offer()
 
     def attend(self) -> None:
+        """Let the other end write until ``rest``."""
         self._probe.attend(2 * PAIR_S)  # until whoever measures has given up
 
     def rest(self) -> None:
+        """The other end is done."""
         self._probe.rest()
 
     def measure(self, offer: Any) -> Any:
+        """Write to an end that attends; see ``LinkProbe.measure``."""
         return self._probe.measure(offer, PAIR_S)
 
 

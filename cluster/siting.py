@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from cluster.preflight import Need
-from cluster.slowness import WireTimes, ratios, slow
+from cluster.slowness import Slowness, WireTimes, ratios, slow
 from cluster.spec import ROLES, ClusterSpec, Role
 from cluster.status import LinkStatus, SlowActor, TopologyStatus
 from cluster.topology import Choice, Link, Network, Site, choose, exchange_s, fits, tier
@@ -83,21 +83,33 @@ class Siting:
         """What an attention actor says of the wire to FFN actors, see ``WireTimes.hear``."""
         now = time.monotonic()
         self._wires.hear(attention, wire_s, now)
-        for name, ratio in slow(self._wires.pairs(now)).items():
+        for name, (node, ratio) in self._slow_ones(self._wires.pairs(now)).items():
+            if self._until.get(node, -math.inf) < now:
+                logger.warning("%s on %s is slow to reach: %.1f times", name, node, ratio)
+            self._avoid(node, SLOW_S)
+
+    def _slow_ones(self, wires: Mapping[tuple[str, str], float]) -> dict[str, tuple[str, float]]:
+        """Slow actors -> node and ratio. On one node it is the cores that are short, not links."""
+        found: dict[str, tuple[str, float]] = {}
+        for name, ratio in sorted(slow(wires).items()):
+            side = next(side for pair in wires for side in (0, 1) if pair[side] == name)
+            nodes = {self._node_of(pair[side]) for pair in wires}
             node = self._node_of(name)
-            if node is not None:
-                if self._until.get(node, -math.inf) < now:
-                    logger.warning("%s on %s is slow to reach: %.1f times", name, node, ratio)
-                self._avoid(node, SLOW_S)
+            if node is not None and len(nodes) > 1:
+                found[name] = node, ratio
+        return found
 
     def use_links(self, links: Iterable[tuple[str, str, float, float]]) -> None:
         """Go by what was measured: two nodes' addresses, latency in s, bytes per s."""
         measured = {frozenset((a, b)): Link(latency, rate) for a, b, latency, rate in links}
         self.network = Network(measured=measured)
 
-    def slowness(self) -> dict[tuple[Role, str], float]:
-        """See ``slowness.ratios``."""
-        return ratios(self._wires.pairs(time.monotonic()))
+    def slowness(self) -> Slowness:
+        """Of the actors, as far as there are reports."""
+        wires = self._wires.pairs(time.monotonic())
+        slow_ones = self._slow_ones(wires)
+        found = ratios(wires)
+        return Slowness(found, Counter(role for role, name in found if name in slow_ones))
 
     def _avoid(self, address: str, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -179,7 +191,7 @@ class Siting:
             worst_s=choice.worst if choice else None,
             slow=tuple(
                 self._slow(name, *actors[name], ratio, list(sites.values()), by_role)
-                for name, ratio in sorted(slow(wires).items())
+                for name, (_, ratio) in self._slow_ones(wires).items()
                 if name in actors
             ),
         )

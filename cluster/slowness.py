@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cluster.spec import ROLES, Role
 
@@ -25,6 +26,14 @@ STALE_S = 30.0
 """Age of a report that says nothing any more."""
 
 
+@dataclass(frozen=True)
+class Slowness:
+    """``ratios`` as of the function of that name; ``slow``: how many actors are slow, by role."""
+
+    ratios: Mapping[tuple[Role, str], float] = field(default_factory=dict)
+    slow: Mapping[Role, int] = field(default_factory=dict)
+
+
 class WireTimes:
     """What attention actors reported of the wire to FFN actors, the last few times."""
 
@@ -38,21 +47,21 @@ class WireTimes:
             wire_s: FFN actor -> median seconds on the wire, there and back.
             now: monotonic seconds.
         """
+        self._heard = {
+            pair: reports
+            for pair, reports in self._heard.items()
+            if now - reports[-1][0] <= STALE_S
+        }
         for ffn, seconds in wire_s.items():
             reports = self._heard.setdefault((attention, ffn), deque(maxlen=REPORTS))
             reports.append((now, seconds))
 
     def pairs(self, now: float) -> dict[tuple[str, str], float]:
         """(attention, FFN) -> the least of the last reports; only of those with enough of them."""
-        self._heard = {
-            pair: reports
-            for pair, reports in self._heard.items()
-            if now - reports[-1][0] <= STALE_S
-        }
         return {
             pair: min(seconds for _, seconds in reports)
-            for pair, reports in self._heard.items()
-            if len(reports) == REPORTS
+            for pair, reports in list(self._heard.items())
+            if len(reports) == REPORTS and now - reports[-1][0] <= STALE_S
         }
 
 

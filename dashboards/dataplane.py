@@ -284,6 +284,7 @@ def _hops() -> list[AnyPanel]:
             "Only roles with two actors or more.",
             "short",
             Query(most(series("afd_wire_slowness_ratio"), "role", "actor_id"), "{{actor_id}}"),
+            Query(total(series("afd_actors_slow"), "role"), "slow {{role}} actors"),
             limits=((2, RED),),
             width=24,
         ),

@@ -252,6 +252,8 @@ _SHARED = (
 _MANAGER = (
     _g("manager", "afd_actors", "Actors by role and state.", "role", "state"),
     _g("manager", "afd_actors_target", "Actors wanted.", "role"),
+    _g("manager", "afd_actors_slow",
+       "Actors that frames take long to reach, for the links between nodes.", "role"),
     _g("manager", "afd_attention_ffn_ratio", "Ready attention actors per ready FFN actor."),
     _g("manager", "afd_attention_ffn_target_ratio", "Wanted attention per wanted FFN actor."),
     _g("manager", "afd_epoch", "Epoch of the newest expert table."),

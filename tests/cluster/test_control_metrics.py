@@ -17,6 +17,7 @@ pytest.importorskip("ray")
 from actors.metrics.catalogue import of
 from cluster.control_metrics import STATES, ControlMetrics, Picture, versions
 from cluster.seats import Seat
+from cluster.slowness import Slowness
 from cluster.spec import ROLES, make_spec
 from tests.cluster.test_membership import World
 
@@ -29,6 +30,9 @@ SPEC = make_spec(
         "warm_workers": 3,
     }
 )
+
+
+SLOW = Slowness({("ffn", "ffn-1"): 4.0}, {"ffn": 1})
 
 
 class Watched:
@@ -58,7 +62,8 @@ def seat(name: str, state: Any = "ready", *, placed: bool = True) -> Seat:
 
 
 def test_every_metric_of_the_catalogue_is_filled(watched: Watched) -> None:
-    watched.metrics.look(watched.world.core, (), "ready", 0, {("ffn", "ffn-1"): 4.0})
+    watched.metrics.look(watched.world.core, (), "ready", 0, SLOW)
+    assert watched.value("afd_actors_slow", role="ffn") == 1
     assert not watched.metrics.families.missing
     text = generate_latest(watched.metrics.families.registry).decode()
     found = {family.name: family for family in text_string_to_metric_families(text)}

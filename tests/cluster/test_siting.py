@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from cluster.siting import Siting
 from cluster.slowness import REPORTS
 from cluster.spec import Role, make_spec
@@ -77,3 +79,11 @@ async def test_a_new_actor_goes_elsewhere() -> None:
         assert await found.node_for("ffn") == "b"
     finally:
         del PLACES["ffn-2"]
+
+
+def test_on_one_node_nobody_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it is the cores that are short."""
+    monkeypatch.setitem(PLACES, "ffn-1", ("ffn", "b"))
+    found = siting({"a": 0, "b": 4, "c": 4})
+    hear(found, 0.005)
+    assert found.report(PLACES).slow == ()
