@@ -1,12 +1,14 @@
 """``afflux up``, ``down`` and ``status``: the life of a deployment."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 DEFAULT_NAME = "afflux"
+PIPE_COLUMNS = 140
 
 Address = Annotated[
     str | None,
@@ -146,4 +148,5 @@ def _topology(name: str, address: str | None, *, as_json: bool, probe: bool) -> 
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        print_topology(Console(), found)
+        # a file or a pipe has no width of its own, and half an address is none
+        print_topology(Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS), found)

@@ -19,6 +19,7 @@ async def test_watch_before_the_start():
         "running": 0,
         "waiting": 0,
         "stalled_s": 0.0,
+        "wire_s": {},
     }
 
 

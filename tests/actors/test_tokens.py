@@ -1,12 +1,14 @@
 """Attention and experts apart give plain vLLM's tokens, over real NIXL, for every family.
 
-The fast part covers all families, FFN counts and lanes with prefix caching and chunked prefill on
-(the hardest setting); ``make test-slow`` runs the full matrix and records it in
-benchmarks/results/.
+The fast part covers some families, all FFN counts and lanes, with prefix caching and chunked
+prefill on (the hardest setting); ``make test-slow`` runs all families and the full matrix, and
+records it in benchmarks/results/.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,8 +36,14 @@ def wrong(cases: list[Case]) -> list[Case]:
     return [case for case in cases if case.different or case.errors]
 
 
+def seldom(families: Sequence[str], *slow: str) -> list[Any]:
+    """All families; some with ``make test-slow`` only, since each takes most of a minute."""
+    often = [family for family in families if family not in slow]
+    return [*often, *(pytest.param(family, marks=pytest.mark.slow) for family in slow)]
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", REQUIRED)
+@pytest.mark.parametrize("family", seldom(REQUIRED, "olmoe", "mixtral"))
 def test_tokens_equal_plain_vllm(family, moe_checkpoint, hosts):
     cases = compare(
         family, str(moe_checkpoint(family)), vocabulary=VOCAB, engines=[(True, True)], hosts=hosts
@@ -78,7 +86,7 @@ def test_tokens_equal_when_compiled(moe_checkpoint, hosts):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ["stacked", "granitemoe", "gpt_oss"])
+@pytest.mark.parametrize("family", seldom(["gpt_oss"], "stacked", "granitemoe"))
 def test_a_family_never_heard_of(family, moe_checkpoint, hosts):
     cases = compare(
         family,

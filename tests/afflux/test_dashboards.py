@@ -37,7 +37,7 @@ def test_check_passes_and_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(promtool, "problems", lambda texts: given.extend(texts) or [])
     result = run(app, ["dashboards", "check"])
     assert result.exit_code == 0, result.output
-    assert "4 dashboards, 12 alerts" in result.output
+    assert "4 dashboards, 13 alerts" in result.output
     assert "alert tests run" in result.output
     assert f"{len(given)} expressions" in result.output
 
