@@ -13,7 +13,6 @@ Needs root. One machine's cores and memory carry both ends: the ratio counts, no
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import multiprocessing as mp
 import os
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.dataplane import HIDDEN, TOKENS, TOP_K, Effort
-from benchmarks.hosts import hosts, why_not
+from benchmarks.hosts import command_line, hosts
 from benchmarks.report import make_report, print_summary, print_table, write_report
 
 _PORT = 7777
@@ -250,17 +249,5 @@ def _report(
     return report
 
 
-def main() -> int:
-    """Command line: ``python -m benchmarks.dataplane_hosts --json FILE``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, default=None, help="file for the report")
-    given = parser.parse_args()
-    if (reason := why_not()) is not None:
-        print(f"error: {reason}", file=sys.stderr)
-        return 1
-    run(given.json)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, __doc__ or ""))

@@ -8,6 +8,7 @@ and rsync. Not isolation: whoever is root in one is root here.
 
 from __future__ import annotations
 
+import argparse
 import os
 import secrets
 import shlex
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +214,22 @@ def why_not() -> str | None:
     if tried.returncode:
         return f"this kernel or container refuses namespaces: {tried.stderr.strip()}"
     return None
+
+
+def command_line(run: Callable[[Path | None], object], doc: str) -> int:
+    """What a benchmark on such hosts does as ``python -m``: its one option is ``--json FILE``.
+
+    Returns:
+        The process's exit code.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--json", type=Path, default=None, help="file for the report")
+    given = parser.parse_args()
+    if (reason := why_not()) is not None:
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    run(given.json)
+    return 0
 
 
 @contextmanager

@@ -8,7 +8,6 @@ are.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -17,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.host_cluster import HostCluster, host_cluster
-from benchmarks.hosts import Host, why_not
+from benchmarks.hosts import Host, command_line
 from benchmarks.load import Load, make_requests
 from benchmarks.report import make_report, print_table, write_report
 
@@ -129,17 +128,5 @@ def _report(rows: Sequence[dict[str, Any]], json_path: Path | None) -> dict[str,
     return report
 
 
-def main() -> int:
-    """Command line: ``python -m benchmarks.placement --json FILE``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, default=None, help="file for the report")
-    given = parser.parse_args()
-    if (reason := why_not()) is not None:
-        print(f"error: {reason}", file=sys.stderr)
-        return 1
-    run(given.json)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(run, __doc__ or ""))

@@ -5,7 +5,6 @@ Slow: five Rays and their agents start on this machine's cores.
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Iterator
@@ -16,11 +15,9 @@ import pytest
 
 from benchmarks.host_cluster import HostCluster, host_cluster
 from benchmarks.hosts import why_not
-from benchmarks.offline import PlainEngine
-from benchmarks.processes import Remote
-from cluster.paths import project_root
 from tests.e2e.conftest import KEY
-from tests.e2e.streams import PROMPTS, Streams
+from tests.e2e.plain import plain_tokens
+from tests.e2e.streams import Streams
 from tests.e2e.test_elastic import until
 
 pytestmark = [
@@ -63,18 +60,7 @@ def test_every_actor_has_a_host_of_its_kind(over_hosts: HostCluster) -> None:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, list[int]]:
-    """Plain vLLM's tokens, from a process of its own."""
-    from transformers import AutoTokenizer
-
-    path = str(project_root() / "deploy/models/verse")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    engine = {"max_model_len": 1024, "enforce_eager": True, "kv_cache_memory_bytes": 128 << 20}
-    plain = Remote(functools.partial(PlainEngine, path, "float32", engine))
-    try:
-        ids = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-        return dict(zip(PROMPTS, plain.generate(ids, TOKENS).tokens, strict=True))
-    finally:
-        plain.kill()
+    return plain_tokens(TOKENS)
 
 
 def same(streams: Streams, expected: dict[str, list[int]]) -> bool:

@@ -6,7 +6,6 @@ set-up command, which installs from the Internet, a link to this environment.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import secrets
@@ -23,9 +22,8 @@ import pytest
 import yaml
 
 from benchmarks.hosts import Host, Hosts, hosts, why_not
-from benchmarks.offline import PlainEngine
-from benchmarks.processes import Remote
 from cluster.paths import project_root
+from tests.e2e.plain import plain_tokens
 from tests.e2e.streams import PROMPTS
 from tests.e2e.test_elastic import until
 
@@ -134,7 +132,7 @@ def test_from_ray_up_to_ray_down(cluster: Cluster) -> None:
     url = f"http://{cluster.hosts[0].address}:8000"
     assert httpx.get(f"{url}/health", timeout=30).status_code == 200, "from outside of the cluster"
     answers = [complete(cluster.hosts[2], url, prompt)["token_ids"] for prompt in PROMPTS]
-    assert answers == plain()
+    assert answers == list(plain_tokens(TOKENS).values())
 
     cluster.ray("up", "-y", "--no-config-cache", "--no-restart")
     assert complete(cluster.hosts[2], url, PROMPTS[0])["token_ids"] == answers[0], "it serves on"
@@ -145,18 +143,3 @@ def test_from_ray_up_to_ray_down(cluster: Cluster) -> None:
 
     cluster.ray("down", "-y")
     until(lambda: not any(map(processes, cluster.hosts)), "nothing is left", seconds=60)
-
-
-def plain() -> list[list[int]]:
-    """Plain vLLM's tokens, from a process of its own."""
-    from transformers import AutoTokenizer
-
-    path = str(project_root() / "deploy/models/verse")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    engine = {"max_model_len": 1024, "enforce_eager": True, "kv_cache_memory_bytes": 128 << 20}
-    engines = Remote(functools.partial(PlainEngine, path, "float32", engine))
-    try:
-        ids = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-        return [list(tokens) for tokens in engines.generate(ids, TOKENS).tokens]
-    finally:
-        engines.kill()
