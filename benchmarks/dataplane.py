@@ -134,6 +134,19 @@ class _Raw:
         return taken
 
 
+def next_arrival(endpoint: Any, peer: str) -> Any:
+    """The next frame that an endpoint gets.
+
+    Raises:
+        TimeoutError: there is none in time. AffluxError: the peer refused ours.
+    """
+    arrivals = endpoint.wait(_DEADLINE_S)
+    if not arrivals:
+        raise TimeoutError(f"{peer} did not answer within {_DEADLINE_S} s")
+    arrivals[0].raise_if_refused()
+    return arrivals[0]
+
+
 class _Side:
     """One of the two processes: an endpoint and two raw agents, connected to the other side."""
 
@@ -173,11 +186,7 @@ class _Side:
             return self._answer(kind == "in_place", times)
 
     def _arrival(self) -> Any:
-        arrivals = self.endpoint.wait(_DEADLINE_S)
-        if not arrivals:
-            raise TimeoutError(f"{self.peer} did not answer within {_DEADLINE_S} s")
-        arrivals[0].raise_if_refused()
-        return arrivals[0]
+        return next_arrival(self.endpoint, self.peer)
 
     def _ask(self, in_place: bool, tokens: int, times: int) -> list[float]:
         import torch

@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.dataplane import HIDDEN, TOKENS, TOP_K, Effort
+from benchmarks.dataplane import HIDDEN, TOKENS, TOP_K, Effort, next_arrival
 from benchmarks.hosts import command_line, hosts
 from benchmarks.report import make_report, print_summary, print_table, write_report
 
@@ -119,11 +119,7 @@ class _Side:
             return taken
 
     def _arrival(self) -> Any:
-        arrivals = self.endpoint.wait(_DEADLINE_S)
-        if not arrivals:
-            raise TimeoutError(f"{self.peer} did not answer within {_DEADLINE_S} s")
-        arrivals[0].raise_if_refused()
-        return arrivals[0]
+        return next_arrival(self.endpoint, self.peer)
 
 
 def _enter(pid: int) -> None:

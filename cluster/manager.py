@@ -61,7 +61,7 @@ LISTEN_S = 15.0
 NODES_S = 3.0
 """Seconds between two looks at which nodes are about to leave."""
 
-STUCK_S = 60.0
+STUCK_S = 20.0
 """Seconds until it is tried again to bring an actor away from such a node."""
 
 LINKS = "links"
@@ -730,6 +730,8 @@ class Manager:
             return
         logger.warning("%s can't be replaced: %s", ", ".join(names), change.error)
         for name in names:
+            if await asyncio.to_thread(self._room_for, core.members[name].role):
+                continue  # something else went wrong: it is tried again
             try:
                 await self._ended(core.retire(name, self._now()))
             except Refused as error:  # when the node goes, it is lost like any other

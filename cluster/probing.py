@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -27,6 +28,10 @@ PAIR_S = 5.0
 """Seconds for one pair; who needs longer counts as ``UNREACHABLE``."""
 
 START_S = 60.0
+"""Seconds for a node's process to start; those that need longer are left out."""
+
+PAIRS_S = 60.0
+"""Seconds after which no more pairs are begun: a deployment waits for this."""
 
 UNREACHABLE = Link(1.0, 1e6)
 """For choosing: worse than anything that works."""
@@ -78,7 +83,8 @@ async def probe(spec: ClusterSpec, nodes: Mapping[str, str]) -> dict[frozenset[s
         nodes: address -> Ray's id.
 
     Returns:
-        Link by the two nodes' addresses; without those of nodes where nothing could be started.
+        Link by the two nodes' addresses; without those of nodes where nothing could be started, and
+        of pairs whose turn did not come within ``PAIRS_S``.
     """
     if not 2 <= len(nodes) <= MOST_NODES:
         return {}
@@ -100,7 +106,11 @@ async def probe(spec: ClusterSpec, nodes: Mapping[str, str]) -> dict[frozenset[s
             if pair is not None
         )
         links: dict[frozenset[str], Link] = {}
+        deadline = time.monotonic() + PAIRS_S
         for pairs in rounds(sorted(offers)):
+            if time.monotonic() > deadline:
+                logger.warning("%d links were measured in time, labels say the rest", len(links))
+                break
             measured = await asyncio.gather(
                 *(_pair(probers[a], probers[b], offers[b]) for a, b in pairs)
             )

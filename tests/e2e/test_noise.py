@@ -13,8 +13,6 @@ import pytest
 
 from tests.http_noise import noise, send
 
-pytestmark = pytest.mark.e2e
-
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/admin/v1/scale", "/")
 GROWTH_MIB = 40.0
 """Of proxy and replica together: requests that are refused touch code for the first time."""
