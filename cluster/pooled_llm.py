@@ -22,6 +22,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
 
+from cluster.log_targets import kept_log_targets
 from cluster.pool import AttentionPool, engine_client
 from cluster.spec import ClusterSpec, SpecError
 
@@ -103,8 +104,9 @@ def engine_config(args: Namespace) -> VllmConfig:
         SpecError: vLLM refuses the model or a combination of arguments.
     """
     try:
-        engine_args = AsyncEngineArgs.from_cli_args(args)
-        return engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        with kept_log_targets():  # vLLM configures logging here, and Serve's access log would go
+            engine_args = AsyncEngineArgs.from_cli_args(args)
+            return engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (TypeError, ValueError) as error:
         raise SpecError(f"vLLM refuses this configuration: {error}") from error
 
