@@ -56,8 +56,13 @@ def test_a_target_that_somebody_else_set_stays(access_log) -> None:
 
 def test_an_error_inside_changes_nothing(access_log) -> None:
     logger, _, written = access_log
-    with pytest.raises(ValueError, match="no such"), kept_log_targets():
+
+    @kept_log_targets()
+    def refuse() -> None:
         dictConfig(VLLMS_WAY)
         raise ValueError("no such model")
+
+    with pytest.raises(ValueError, match="no such"):
+        refuse()
     logger.info("after")
     assert written.getvalue().split() == ["after"]

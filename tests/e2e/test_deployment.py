@@ -115,6 +115,22 @@ def test_keys_are_nowhere(cluster: ClusterHandle) -> None:
             assert KEY.encode() not in file.read_bytes(), file
 
 
+def test_serves_access_log_is_written(cluster: ClusterHandle, http: httpx.Client) -> None:
+    """It was not: vLLM closed its handler, and every record stayed in the replica's memory."""
+    record = records.load(cluster.name)
+    assert record is not None and record.ray is not None
+    logs = [*Path(record.ray.folder).rglob("replica_*frontend*.log")]
+
+    def lines() -> int:
+        return sum(log.read_text().count(" GET / 200 ") for log in logs)
+
+    before, end = lines(), time.monotonic() + 10
+    assert http.get("/v1/models").status_code == 200
+    while lines() == before:  # the line comes after the answer
+        assert time.monotonic() < end, "the request is not in the log"
+        time.sleep(0.05)
+
+
 def test_up_again_is_the_same_deployment(cluster: ClusterHandle, spec: ClusterSpec) -> None:
     again = launcher.up(spec)
     assert again.already_running and again.url == cluster.url
