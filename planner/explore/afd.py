@@ -1,0 +1,138 @@
+"""AFD: attention and experts on GPUs of their own, prefill in chunks that ride with decode.
+
+"Agg+AFD" of arXiv 2605.28302. A replica is a split (``afd_split``); its step is the overlap of four
+stages (``stages``, ``overlap``); the schedule of chunks and the wait for the first token are those
+of aggregation (``chunked``). With prefill apart see ``pd_afd``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from planner.explore.afd_memory import attention_bytes, ffn_bytes, most_requests, room
+from planner.explore.afd_split import AfdSplit, chunks_of, settings, splits_of
+from planner.explore.afd_table import Hope, Table, point_of
+from planner.explore.chunked import chunked
+from planner.explore.found import Found, Reach
+from planner.explore.points import Mode
+from planner.explore.stages import Stages, micro
+
+
+class Rank:
+    """All that is tried on an attention rank of ``tp`` GPUs: what no FFN side changes.
+
+    Args:
+        stages: of the question.
+        tp: GPUs.
+
+    Attributes:
+        given: settings that fit the memory of the attention side.
+        plan: their schedule of chunks.
+        mixed, plain: a micro-batch of their steps with and without prompt tokens.
+        mixed_attention, plain_attention: seconds of it in attention.
+        reach: what was lacking where none fits.
+    """
+
+    def __init__(self, stages: Stages, tp: int):
+        question = stages.question
+        shape = question.shape
+        given = settings(question.options, max(1, most_requests(question, tp)), chunks_of(shape))
+        # at least one slot decodes while others' prompts are computed, but for a single one
+        prompts = np.ceil(given.chunk / shape.prompt)
+        given = given.where(prompts <= np.maximum(given.batch - 1, 1))
+        tokens = chunked(shape, given.batch, given.chunk).decode + given.chunk
+        used, allowed = attention_bytes(question, tp, given.batch, tokens), room(question)[0]
+        self.reach = Reach(memory=float(used.min()), room=allowed)
+        self.given = given.where(used <= allowed)
+        if len(self.given):
+            self.reach = Reach()
+        self.plan = chunked(shape, self.given.batch, self.given.chunk)
+        self.mixed = micro(self.plan.decode, self.given.chunk, self.given.lanes)
+        self.plain = micro(self.given.batch, 0.0 * self.given.batch, self.given.lanes)
+        self.mixed_attention = stages.attention(tp, self.mixed)
+        self.plain_attention = stages.attention(tp, self.plain)
+
+
+def evaluate(
+    stages: Stages, rank: Rank, split: AfdSplit, replicas: int, hope: Hope | None = None
+) -> Table | None:
+    """Every setting of a rank on one split.
+
+    Args:
+        rank: of ``split.tp`` GPUs.
+        replicas: of the split.
+        hope: settings that it says can't matter are left out; none: nothing is.
+
+    Returns:
+        None where no setting fits memory or can matter; else the table, nan where kernels are
+        unknown.
+    """
+    question = stages.question
+    ranks = replicas * split.dp
+    alone = np.ones(len(rank.given), bool)
+    if hope is not None:
+        # no step is shorter than attention alone
+        mixed = rank.mixed.lanes * rank.mixed_attention
+        plain = rank.plain.lanes * rank.plain_attention
+        alone = hope.matters(
+            rank.plan.ttft(mixed),
+            rank.plan.tpot(mixed, plain),
+            ranks * rank.plan.rate(mixed, plain),
+            replicas * split.gpus,
+        )
+    tokens = np.maximum(rank.plan.decode + rank.given.chunk, rank.given.batch)
+    used, allowed = ffn_bytes(question, split, tokens), room(question)[1]
+    if hope is not None and len(used) and used.min() > allowed:
+        hope.reach |= Reach(memory=float(used.min()), room=allowed)
+    chosen = alone & (used <= allowed)
+    if not chosen.any():
+        return None
+    plan = rank.plan.where(chosen)
+    mixed = stages.step(split, rank.mixed.where(chosen), rank.mixed_attention[chosen])
+    plain = stages.step(split, rank.plain.where(chosen), rank.plain_attention[chosen])
+    form = question.options.overlap
+    long, short = getattr(mixed, form), getattr(plain, form)
+    return Table(
+        mode=Mode.AFD,
+        split=split,
+        replicas=replicas,
+        given=rank.given.where(chosen),
+        ttft=plan.ttft(long),
+        tpot=plan.tpot(long, short),
+        tpot_paper=plan.tpot(mixed.paper, plain.paper),
+        tpot_safe=plan.tpot(mixed.safe, plain.safe),
+        rate=ranks * plan.rate(long, short),
+    )
+
+
+def explore_afd(
+    stages: Stages, splits: Iterable[AfdSplit], gpus: int, *, prune: bool = True
+) -> Found:
+    """Best and front over splits of replicas.
+
+    Args:
+        splits: of any sizes; each is replicated as often as ``gpus`` allow.
+        gpus: of the system.
+        prune: leave out what can't be the best, on the front, or nearest to a target. The answer
+            is the same.
+    """
+    hope = Hope(stages.question.targets, prune)
+    ranks: dict[int, Rank] = {}
+    for split in splits:
+        if split.tp not in ranks:
+            ranks[split.tp] = Rank(stages, split.tp)
+        rank = ranks[split.tp]
+        hope.reach |= rank.reach
+        if not len(rank.given):
+            continue
+        table = evaluate(stages, rank, split, gpus // split.gpus, hope)
+        if table is not None:
+            hope.take(table)
+    return hope.found(lambda table, row: point_of(stages, table, row), stages.refusal)
+
+
+def splits_for(stages: Stages, size: int) -> list[AfdSplit]:
+    """All splits of replicas of ``size`` GPUs."""
+    return list(splits_of(stages.model, size, stages.system, stages.ffn_system))

@@ -1,0 +1,1 @@
+"""Sources of step times behind one interface (``base``)."""

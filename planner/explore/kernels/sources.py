@@ -1,0 +1,45 @@
+"""Sources of kernel times by name, made when they are asked for: one of them needs an extra."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from planner.errors import PlannerError
+from planner.explore.kernels.base import KernelDB
+from planner.explore.system import System
+
+SOURCES = ("aic", "roofline")
+BACKENDS = ("trtllm", "vllm", "sglang")
+
+
+def find_source(
+    name: str, system: System, *, backend: str = "trtllm", allow_extrapolation: bool = False
+) -> KernelDB:
+    """Kernel times of a system's GPUs.
+
+    Args:
+        name: "aic", aiconfigurator's measured kernels, or "roofline", data sheets alone.
+        backend: whose kernels were measured: "trtllm", "vllm" or "sglang".
+        allow_extrapolation: outside of what was measured.
+
+    Raises:
+        PlannerError: there is no such source or backend, its package is missing (says what to
+            install), or it has nothing of this system.
+    """
+    _known("kernels", name, SOURCES)
+    _known("backend", backend, BACKENDS)
+    if name == "roofline":
+        from planner.explore.kernels.roofline import RooflineDB
+
+        return RooflineDB(system)
+    from planner.explore.kernels.aic import AicDB
+
+    return AicDB(system, backend=backend, allow_extrapolation=allow_extrapolation)
+
+
+def _known(what: str, word: str, words: Sequence[str]) -> None:
+    if word not in words:
+        near = difflib.get_close_matches(word, words, 1)
+        perhaps = f"; did you mean {near[0]}?" if near else ""
+        raise PlannerError(f"{what} {word!r}: expected one of {', '.join(words)}{perhaps}")

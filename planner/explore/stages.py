@@ -1,0 +1,207 @@
+"""What the four stages of an AFD step take: attention, A2F, FFN, F2A, for many loads at once.
+
+Asks kernels and network, and remembers what experts take for how many tokens: many splits ask the
+same. How stages overlap is ``overlap``'s business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.explore.afd_split import AfdSplit
+from planner.explore.covered import seconds_where_covered
+from planner.explore.kernels.base import Array, KernelDB, Load, Time
+from planner.explore.network import Placement, Traffic, a2f, f2a
+from planner.explore.overlap import Overlapped, overlapped
+from planner.explore.placement import placements, segregated
+from planner.explore.points import Shape
+from planner.explore.question import Question
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-batch on one attention rank; arrays of one length.
+
+    Args:
+        decode: requests that get a token.
+        prefill: prompt tokens.
+        lanes: micro-batches of the step.
+    """
+
+    decode: Array
+    prefill: Array
+    lanes: Array
+
+    @property
+    def tokens(self) -> Array:
+        return self.decode + self.prefill
+
+    def where(self, mask: np.ndarray) -> Micro:
+        """Those that are chosen."""
+        return Micro(self.decode[mask], self.prefill[mask], self.lanes[mask])
+
+
+def micro(decode: Array, prefill: Array, lanes: Array) -> Micro:
+    """A rank's step cut into micro-batches: no more than it has tokens; the largest counts."""
+    count = np.maximum(np.minimum(lanes, decode + prefill), 1.0)
+    return Micro(np.ceil(decode / count), np.ceil(prefill / count), count)
+
+
+def load_of(shape: Shape, work: Micro) -> Load:
+    """What attention kernels see of it.
+
+    Prompt tokens of a micro-batch are pieces of as many prompts as they fill; a piece finds the
+    prefix and, on average, half of the rest of its prompt before it.
+    """
+    prompts = np.maximum(work.prefill / shape.prompt, 1.0)
+    piece = work.prefill / prompts
+    return Load(
+        decode=work.decode,
+        context=np.full_like(work.decode, shape.context),
+        prefill=work.prefill,
+        past=shape.prefix + (shape.prompt - piece) / 2,
+        prompts=prompts,
+    )
+
+
+class Stages:
+    """Stage times of one question.
+
+    Args:
+        question: model, shape, systems, options.
+        db: kernel times of the attention side.
+        ffn_db: of the FFN side; none: the same.
+    """
+
+    def __init__(self, question: Question, db: KernelDB, ffn_db: KernelDB | None = None):
+        self.question = question
+        self.model = question.model
+        self.system = question.system
+        self.ffn_system = question.ffn_system or question.system
+        self.db = db
+        self.ffn_db = ffn_db or db
+        self.refusal = ""
+        self._experts: dict[tuple[int, int], dict[float, float]] = {}
+        self._placements: dict[tuple[int, int], tuple[Placement, ...]] = {}
+        self.traffic = Traffic(
+            self.model.hidden,
+            self.model.experts,
+            self.model.top_k,
+            question.options.wire_bytes,
+            question.options.fan,
+            question.options.sides,
+        )
+
+    # -- one micro-batch, all layers -----------------------------------------------------------
+
+    def attention(self, tp: int, work: Micro) -> Array:
+        """Seconds; nan where nothing is known."""
+        pairs, back = np.unique(np.stack([work.decode, work.prefill]), axis=1, return_inverse=True)
+        seconds, refusal = seconds_where_covered(
+            lambda chosen: self.attention_time(tp, *pairs[:, chosen]), pairs.sum(axis=0)
+        )
+        self.refusal = self.refusal or refusal
+        return seconds[back.reshape(-1)]
+
+    def attention_time(self, tp: int, decode: Array, prefill: Array) -> Time:
+        """With its provenance.
+
+        Raises:
+            NotCovered: the source knows nothing of some of these loads.
+        """
+        one = np.ones_like(decode)
+        load = load_of(self.question.shape, Micro(decode, prefill, one))
+        return self.db.attention(self.model, tp, self.question.options.sides, load)
+
+    def experts(self, moe_tp: int, ep: int, tokens: Array) -> Array:
+        """Seconds for tokens of all attention ranks; nan where nothing is known."""
+        known = self._experts.setdefault((moe_tp, ep), {})
+        wanted, back = np.unique(tokens, return_inverse=True)
+        new = np.array([one for one in wanted.tolist() if one not in known])
+        if len(new):
+            seconds, refusal = seconds_where_covered(
+                lambda chosen: self.experts_time(moe_tp, ep, new[chosen]), new
+            )
+            self.refusal = self.refusal or refusal
+            known.update(zip(new.tolist(), seconds.tolist(), strict=True))
+        return np.array([known[one] for one in wanted.tolist()])[back.reshape(tokens.shape)]
+
+    def experts_time(self, moe_tp: int, ep: int, tokens: Array) -> Time:
+        """With its provenance.
+
+        Raises:
+            NotCovered: the source knows nothing of some of these loads.
+        """
+        sides = self.question.options.sides
+        return self.ffn_db.experts(self.model, moe_tp, ep, sides, tokens)
+
+    # -- a step --------------------------------------------------------------------------------
+
+    def parts(self, split: AfdSplit, work: Micro, attention: Array) -> dict[str, Array]:
+        """Seconds of one micro-batch by stage, all layers.
+
+        Args:
+            attention: of ``work``: it is the same whatever the other side.
+        """
+        there, back = self.transfers(split, work.tokens)
+        ffn = self.experts(split.moe_tp, split.ep, split.dp * work.tokens)
+        return {"attention": attention, "a2f": there, "ffn": ffn, "f2a": back}
+
+    def step(self, split: AfdSplit, work: Micro, attention: Array) -> Overlapped:
+        """Seconds of a step of all micro-batches; ``attention`` as in ``parts``."""
+        stages = self.parts(split, work, attention)
+        return overlapped(list(stages.values()), work.lanes, self.model.layers)
+
+    # -- between the sides ---------------------------------------------------------------------
+
+    def transfers(self, split: AfdSplit, tokens: Array) -> tuple[Array, Array]:
+        """Seconds of A2F and F2A of one micro-batch, all MoE layers, best placement for each load.
+
+        Args:
+            tokens: of one attention rank.
+        """
+        timed = [self._exchange(split, where, tokens) for where in self.placements(split)]
+        best = np.argmin([there + back for there, back in timed], axis=0)
+        there, back = (np.choose(best, ways) for ways in zip(*timed, strict=True))
+        return there, back
+
+    def placement(self, split: AfdSplit, tokens: float) -> Placement:
+        """The one that ``transfers`` takes for a load."""
+        load = np.array([tokens])
+        return min(
+            self.placements(split), key=lambda where: sum(self._exchange(split, where, load))[0]
+        )
+
+    def placements(self, split: AfdSplit) -> tuple[Placement, ...]:
+        """Those that are tried, on the first nodes."""
+        key = (split.attention, split.ffn)
+        if key not in self._placements:
+            self._placements[key] = self._ways(*key)
+        return self._placements[key]
+
+    def _ways(self, attention: int, ffn: int) -> tuple[Placement, ...]:
+        if self.ffn_system != self.system:
+            return (segregated(self.system, attention, ffn),)
+        # no replica takes nodes that it doesn't fill from the next one
+        return tuple(
+            where
+            for where in placements(self.system, attention, ffn)
+            if max(where.attention + where.ffn) < attention + ffn
+        )
+
+    def _exchange(
+        self, split: AfdSplit, where: Placement, tokens: Array
+    ) -> tuple[Array, Array]:
+        options, layers = self.question.options, self.model.moe_layers
+        given = {
+            "traffic": self.traffic,
+            "ffn_tp": split.moe_tp,
+            "ffn_system": self.question.ffn_system,
+            "percentile": options.percentile,
+        }
+        sent = tokens / split.tp
+        there = a2f(self.system, where, sent, **given)
+        back = f2a(self.system, where, sent, **given)
+        return layers * there, layers * back
