@@ -74,6 +74,7 @@ class Adoption:
         self._masked: dict[str, Fault] = {}
         self._number = 0
         self._changed = threading.Condition()
+        self._far: frozenset[str] = frozenset()
         self._pending: Routes | None = None
         self._joined: set[str] = set()
         self._adopters: list[Future[int]] = []
@@ -105,7 +106,7 @@ class Adoption:
             AffluxError: an epoch before the newest one given (code ``old_epoch``), a holder that
                 is not connected (``unknown_peer``), or the actor is stopping (``not_running``).
         """
-        routes = Routes(table)  # milliseconds for a large model: not under the lock
+        routes = Routes(table, far=self._far)  # milliseconds if large: not under the lock
         used: Future[int] = Future()
         with self._changed:
             if self._stopping:
@@ -132,6 +133,11 @@ class Adoption:
         with self._changed:
             self._joined.add(peer)
             self._changed.notify_all()
+
+    def avoid(self, far: frozenset[str]) -> None:
+        """From the next step on, ask these holders only for what nobody else holds."""
+        with self._changed:
+            self._far = far
 
     def stop(self) -> None:
         """End every wait; idempotent."""
@@ -161,11 +167,14 @@ class Adoption:
         return self._masked
 
     def use_pending(self) -> None:
-        """Between steps: use the newest table given and end the masks of peers that came back."""
-        if self._pending is None and not self._joined:
+        """Between steps: use the newest table given, end the masks of peers that came back, and
+        heed who is far."""
+        moved = self.routes is not None and self.routes.far != self._far
+        if self._pending is None and not self._joined and not moved:
             return
         with self._changed:
             routes = self._pending or self.routes
+            far = self._far
             joined, self._joined = self._joined, set()
             if routes is None:
                 return
@@ -174,8 +183,8 @@ class Adoption:
                 for actor, fault in self._masked.items()
                 if actor in routes.actors and actor not in joined
             }
-            if masked.keys() != routes.masked:
-                routes = Routes(routes.table, masked)
+            if masked.keys() != routes.masked or far != routes.far:
+                routes = Routes(routes.table, masked, far)
             self.routes, self._masked, self._pending = routes, masked, None
             self.version += 1
             adopters, self._adopters = self._adopters, []
@@ -191,7 +200,7 @@ class Adoption:
         self.fault_counts[kind] += 1
         fault = Fault(self._number, peer, kind, detail, self.epoch, time.time())
         self._masked[peer] = fault
-        self.routes = Routes(self.routes.table, self._masked)
+        self.routes = Routes(self.routes.table, self._masked, self.routes.far)
         self.version += 1
         self.faults.append(fault)
         if self.on_fault is not None:

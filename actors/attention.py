@@ -12,6 +12,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -23,6 +24,7 @@ from actors import replay
 from actors.engine import AttentionConfig, AttentionEngine
 from actors.errors import AffluxError
 from actors.metrics.attention import AttentionMetrics
+from actors.nearness import Nearness
 from actors.outboxes import Outboxes
 from actors.table import ExpertTable
 from actors.telemetry import no_telemetry
@@ -67,6 +69,7 @@ class AttentionActor:
         self._stopping = threading.Event()
         self._note: dict[str, Any] | None = None
         self._news = asyncio.Event()
+        self._nearness = Nearness()
         self._metrics: AttentionMetrics | None = None
         self._spans: RequestSpans | None = None
 
@@ -358,6 +361,8 @@ class AttentionActor:
             return facts | nothing | idle
         faults = engine.client.faults
         running, waiting = engine.core.scheduler.get_request_counts()
+        wire_s = await asyncio.to_thread(engine.endpoint.take_wire_s)
+        engine.client.adoption.avoid(self._nearness.hear(wire_s, time.monotonic()))
         return facts | {
             "epoch": engine.client.epoch,
             "faults": [fault for fault in faults if fault.number > seen],
@@ -365,7 +370,7 @@ class AttentionActor:
             "running": running,
             "waiting": waiting,
             "stalled_s": engine.client.adoption.stalled_s,
-            "wire_s": await asyncio.to_thread(engine.endpoint.take_wire_s),
+            "wire_s": wire_s,
         }
 
     def _has_news(self, seen: int) -> bool:

@@ -1,7 +1,8 @@
 """Which FFN actor each (token, expert) pair goes to: the expert table as arrays, and the split.
 
-Pure numpy. Replicas of an expert share its pairs by token row; actors that are masked get none.
-Not here: sending, and when an actor is masked (``experts_client``).
+Pure numpy. Replicas of an expert share its pairs by token row; actors that are masked get none, far
+ones only what nobody else holds. Not here: sending, when an actor is masked (``experts_client``),
+and who is far (``nearness``).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -48,18 +49,21 @@ class Route(NamedTuple):
         return self.columns[(rows + offset) % width, flat]
 
 
-def make_route(experts: Holders, index: Mapping[str, int], masked: Collection[str] = ()) -> Route:
+def make_route(
+    experts: Holders,
+    index: Mapping[str, int],
+    masked: Collection[str] = (),
+    far: Collection[str] = (),
+) -> Route:
     """The route of one layer.
 
     Args:
         experts: actors that hold each expert.
         index: number of each actor that occurs.
         masked: actors to leave out.
+        far: actors to leave out where another one holds the expert.
     """
-    if masked:
-        live = [[index[a] for a in holders if a not in masked] for holders in experts]
-    else:
-        live = [[index[a] for a in holders] for holders in experts]
+    live = [[index[a] for a in _asked(holders, masked, far)] for holders in experts]
     width = min(lcm(*{len(holders) for holders in live} - {0}), _MAX_WIDTH)
     columns = np.empty((width, len(live)), dtype=np.int64)
     for expert, holders in enumerate(live):
@@ -69,21 +73,32 @@ def make_route(experts: Holders, index: Mapping[str, int], masked: Collection[st
     return Route(sole, columns, all(live))
 
 
+def _asked(
+    holders: Collection[str], masked: Collection[str], far: Collection[str]
+) -> Collection[str]:
+    live = [actor for actor in holders if actor not in masked] if masked else holders
+    if not far:
+        return live
+    return [actor for actor in live if actor not in far] or live
+
+
 class Routes:
     """Routes of all layers of a table, without some actors.
 
     Args:
         table: see ``ExpertTable``.
         masked: actors that get nothing.
+        far: actors that get only what nobody else holds.
     """
 
-    def __init__(self, table: ExpertTable, masked: Collection[str] = ()):
+    def __init__(self, table: ExpertTable, masked: Collection[str] = (), far: Collection[str] = ()):
         self.table = table
         self.masked = frozenset(masked)
+        self.far = frozenset(far)
         self.actors = table.actors
         index = {actor: i for i, actor in enumerate(self.actors)}
         self.layers = {
-            layer: make_route(experts, index, self.masked)
+            layer: make_route(experts, index, self.masked, self.far)
             for layer, experts in table.holders.items()
         }
 

@@ -11,19 +11,12 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from actors.nearness import AGAIN_S, EXCESS_S, FACTOR, REPORTS
 from cluster.spec import ROLES, Role
 
-FACTOR = 2.0
-"""Times the fastest of its role from which on an actor is slow."""
-
-EXCESS_S = 1e-3
-"""And so much more than it: no wire inside a data centre takes a millisecond."""
-
-REPORTS = 3
-"""Reports in a row that have to agree."""
-
-STALE_S = 30.0
-"""Age of a report that says nothing any more."""
+STALE_S = 1.5 * AGAIN_S
+"""Age of a report that says nothing any more: an actor that is avoided for being far away is not
+reported until it is asked again."""
 
 
 @dataclass(frozen=True)

@@ -88,3 +88,16 @@ def test_many_different_replica_counts_keep_the_matrix_small():
     for expert, holders in enumerate(experts):
         counts = np.bincount(route.columns[:, expert], minlength=len(holders))
         assert counts.max() - counts.min() <= 1
+
+
+@given(layers, st.sets(st.sampled_from(names)), st.sets(st.sampled_from(names)), st.integers(0, 99))
+def test_far_holders_get_only_what_no_near_one_holds(experts, masked, far, offset):
+    routes = Routes(ExpertTable(1, {3: experts}), masked, far)
+    route = routes.layers[3]
+    owners = route.owners(np.arange(len(experts))[:, None], offset)
+    for holders, owner in zip(experts, owners, strict=True):
+        live = set(holders) - masked
+        if not live:
+            assert owner == -1
+        else:
+            assert routes.actors[owner] in (live - far or live)
