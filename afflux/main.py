@@ -19,6 +19,7 @@ from afflux import (
     fit,
     model,
     observe,
+    plan,
     policy,
     simulate,
     size,
@@ -88,6 +89,7 @@ app.command("rebalance")(change.rebalance)
 app.command("changes")(change.changes)
 app.command("top")(top.top)
 app.command("size", epilog=size.EPILOG)(size.size)
+app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
 app.command("fit", epilog=fit.EPILOG)(fit.fit)
 app.add_typer(policy.app, name="policy")

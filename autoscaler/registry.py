@@ -22,6 +22,7 @@ BUILT_IN: Mapping[str, str] = {
     "static": "autoscaler.policies.static:Static",
     "slo_feedback": "autoscaler.policies.slo_feedback:SLOFeedback",
     "optimal_ratio": "autoscaler.policies.optimal_ratio:OptimalRatio",
+    "planned": "autoscaler.policies.planned:Planned",
     "predictive": "autoscaler.policies.predictive:Predictive",
     "schedule": "autoscaler.policies.schedule:Schedule",
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from planner.explore.afd_memory import attention_bytes, ffn_bytes, most_requests, room
-from planner.explore.afd_split import AfdSplit, chunks_of, settings, splits_of
+from planner.explore.afd_split import AfdSplit, chunks_of, settings
 from planner.explore.afd_table import Hope, Table, point_of
 from planner.explore.chunked import chunked
 from planner.explore.found import Found, Reach
@@ -108,7 +108,12 @@ def evaluate(
 
 
 def explore_afd(
-    stages: Stages, splits: Iterable[AfdSplit], gpus: int, *, prune: bool = True
+    stages: Stages,
+    splits: Iterable[AfdSplit],
+    gpus: int,
+    *,
+    prune: bool = True,
+    ranks: dict[int, Rank] | None = None,
 ) -> Found:
     """Best and front over splits of replicas.
 
@@ -117,9 +122,10 @@ def explore_afd(
         gpus: of the system.
         prune: leave out what can't be the best, on the front, or nearest to a target. The answer
             is the same.
+        ranks: by ``tp``, of earlier calls with the same stages; those that lack are added.
     """
     hope = Hope(stages.question.targets, prune)
-    ranks: dict[int, Rank] = {}
+    ranks = {} if ranks is None else ranks
     for split in splits:
         if split.tp not in ranks:
             ranks[split.tp] = Rank(stages, split.tp)
@@ -131,8 +137,3 @@ def explore_afd(
         if table is not None:
             hope.take(table)
     return hope.found(lambda table, row: point_of(stages, table, row), stages.refusal)
-
-
-def splits_for(stages: Stages, size: int) -> list[AfdSplit]:
-    """All splits of replicas of ``size`` GPUs."""
-    return list(splits_of(stages.model, size, stages.system, stages.ffn_system))

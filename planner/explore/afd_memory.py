@@ -19,16 +19,19 @@ def room(question: Question) -> tuple[float, float]:
     return question.system.gpu.memory * share, ffn.gpu.memory * share
 
 
-def attention_bytes(question: Question, tp: int, batch: Array, tokens: Array) -> Array:
+def attention_bytes(
+    question: Question, tp: int, batch: Array, tokens: Array, length: int | None = None
+) -> Array:
     """Of a GPU of the attention side.
 
     Args:
         batch: requests of a rank, all lanes together.
         tokens: that the rank computes in a step, all lanes together.
+        length: context of each, tokens; none: as at its end.
     """
     model, sides = question.model, question.options.sides
-    kv = memory.kv_per_request(model, tp, question.shape.longest)
-    live = _each(lambda one: memory.activations(model, tp, one), tokens)
+    kv = memory.kv_per_request(model, tp, length or question.shape.longest)
+    live = _live(lambda one: memory.activations(model, tp, one), tokens)
     fixed = memory.attention_weights(model, tp, sides) + memory.buffers(tp)
     return fixed + live + kv * batch
 
@@ -49,14 +52,14 @@ def ffn_bytes(question: Question, split: AfdSplit, tokens: Array) -> Array:
     model = question.model
     fixed = memory.expert_weights(model, split.moe_tp, split.ep, question.options.sides)
     fixed += memory.buffers(split.ffn)
-    live = _each(
+    live = _live(
         lambda one: memory.expert_activations(model, split.moe_tp, split.ep, one),
         split.dp * tokens,
     )
     return fixed + live
 
 
-def _each(of: Callable[[float], float], values: Array) -> Array:
-    """A function of one number, for many."""
-    wanted, back = np.unique(values, return_inverse=True)
-    return np.array([of(one) for one in wanted])[back.reshape(np.shape(values))]
+def _live(of: Callable[[float], float], tokens: Array) -> Array:
+    """Activations for many loads: in proportion to tokens, above a floor (``memory``)."""
+    many = 1e9
+    return np.maximum(memory.LEAST_ACTIVATIONS, of(many) / many * tokens)

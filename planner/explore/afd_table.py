@@ -142,12 +142,18 @@ def point_of(stages: Stages, table: Table, row: int) -> Point:
         tpot_safe=float(table.tpot_safe[row]),
         parts=parts,
         shares=shares_of(stages, split, work, parts),
-        placement=stages.placement(split, float(work.tokens[0])).name,
+        placement=stages.placement(split, float(work.tokens[0])),
     )
 
 
 def groups_of(
-    stages: Stages, split: AfdSplit, replicas: int, batch: float, tokens: float, prefix: str = ""
+    stages: Stages,
+    split: AfdSplit,
+    replicas: int,
+    batch: float,
+    tokens: float,
+    prefix: str = "",
+    length: int | None = None,
 ) -> tuple[Group, Group]:
     """Both sides, with their memory.
 
@@ -155,6 +161,7 @@ def groups_of(
         batch: requests that an attention rank holds.
         tokens: that it computes in a step at most.
         prefix: of the roles: "prefill ", "decode ".
+        length: context of a request, tokens; none: as at its end.
     """
     question = stages.question
     requests, computed = np.array([batch]), np.array([tokens])
@@ -168,7 +175,7 @@ def groups_of(
             moe_tp=1,
             ep=1,
             gpus=split.attention,
-            memory=float(attention_bytes(question, split.tp, requests, computed)[0]),
+            memory=float(attention_bytes(question, split.tp, requests, computed, length)[0]),
             room=attention,
         ),
         Group(

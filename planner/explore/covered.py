@@ -9,28 +9,25 @@ import numpy as np
 from planner.explore.kernels.base import Array, NotCovered, Time
 
 
-def seconds_where_covered(ask: Callable[[Array], Time], loads: Array) -> tuple[Array, str]:
+def seconds_where_covered(ask: Callable[[np.ndarray], Time], count: int) -> tuple[Array, str]:
     """Seconds per load, nan where the source refuses, and one of its refusals ("" without).
 
-    Sources refuse a whole call for one load too large. Coverage ends somewhere as loads grow, so
-    the largest covered one is bisected.
-
     Args:
-        ask: of ascending indices into ``loads``: the times.
-        loads: one dimension; what coverage ends in.
+        ask: of indices of loads: the times.
+        count: of the loads.
     """
-    order = np.argsort(loads, kind="stable")
-    seconds = np.full(len(loads), np.nan)
-    refusal = ""
-    low, high = 0, len(order)  # the first ``low`` are covered, more than ``high`` are not
-    count = high
-    while low < high:
+    seconds = np.full(count, np.nan)
+    wanted, refusal = np.arange(count), ""
+    # twice at most for a source; an interpolation between two has two to ask
+    for _ in range(4):
+        if not len(wanted):
+            break
         try:
-            chosen = order[:count]
-            seconds[chosen] = np.broadcast_to(ask(chosen).seconds, (count,))
-            low = count
+            seconds[wanted] = np.broadcast_to(ask(wanted).seconds, len(wanted))
+            break
         except NotCovered as error:
             refusal = str(error)
-            high = count - 1
-        count = (low + high + 1) // 2
+            if error.covered is None:
+                break
+            wanted = wanted[np.broadcast_to(error.covered, len(wanted))]
     return seconds, refusal

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,11 @@ FORMAT = 1
 
 def point_data(point: Point) -> dict[str, Any]:
     """For JSON."""
-    data = asdict(point)
-    return data | {"mode": point.mode.value, "shares": {k.value: v for k, v in data["shares"].items()}}
+    return vars(point) | {
+        "mode": point.mode.value,
+        "groups": [vars(group) for group in point.groups],
+        "shares": {source.value: share for source, share in point.shares.items()},
+    }
 
 
 def read_point(data: Mapping[str, Any]) -> Point:

@@ -17,14 +17,12 @@ from planner.explore.afd_split import AfdSplit, Settings, lanes_of, settings, si
 from planner.explore.afd_table import groups_of, shares_of
 from planner.explore.found import Reach
 from planner.explore.kernels.base import Array
+from planner.explore.pd import MOST_PROMPT_TOKENS
 from planner.explore.pareto import front_indices
-from planner.explore.pools import Replica
+from planner.explore.pools import Details, Pools, Replica
 from planner.explore.stages import Stages, micro
 
 Role = Literal["prefill", "decode"]
-
-MOST_PROMPTS = 32
-"""Prompts that an attention rank computes at once: no more are tried."""
 
 
 class PoolRank:
@@ -44,13 +42,14 @@ class PoolRank:
 
     def __init__(self, stages: Stages, tp: int, role: Role):
         question = stages.question
-        prompt = question.shape.prompt
-        most, allowed = max(1, most_requests(question, tp)), room(question)[0]
-        given = settings(question.options, most, [0])
+        shape, allowed = question.shape, room(question)[0]
         if role == "prefill":
-            given = _prompts(min(most, MOST_PROMPTS), lanes_of(question.options))
-        tokens = given.batch * (prompt if role == "prefill" else 1)
-        used = attention_bytes(question, tp, given.batch, tokens)
+            most = max(1, MOST_PROMPT_TOKENS // shape.prompt)
+            given = _prompts(most, lanes_of(question.options))
+        else:
+            given = settings(question.options, max(1, most_requests(question, tp)), [0])
+        tokens = given.batch * (shape.prompt if role == "prefill" else 1)
+        used = attention_bytes(question, tp, given.batch, tokens, _length(stages, role))
         fits = used <= allowed
         self.reach = Reach() if fits.any() else Reach(memory=float(used.min()), room=allowed)
         self.given, self.tokens = given.where(fits), tokens[fits]
@@ -58,7 +57,8 @@ class PoolRank:
         loads = (none, self.tokens) if role == "prefill" else (self.tokens, none)
         self.work = micro(*loads, self.given.lanes)
         self.attention = stages.attention(tp, self.work)
-        self._steps = 1 if role == "prefill" else question.shape.output
+        # the first token comes with the prompt
+        self._steps = 1 if role == "prefill" else max(shape.output - 1, 1)
 
     def rate(self, seconds: Array, rows: np.ndarray | None = None) -> Array:
         """Requests per second of the rank where its steps take ``seconds``.
@@ -90,19 +90,25 @@ class _Front:
 
 
 def afd_replicas(
-    stages: Stages, splits: Iterable[AfdSplit], role: Role, *, prune: bool = True
-) -> tuple[list[Replica], Reach, int]:
+    stages: Stages,
+    splits: Iterable[AfdSplit],
+    role: Role,
+    *,
+    prune: bool = True,
+    ranks: dict[int, PoolRank] | None = None,
+) -> Pools:
     """Replicas of a pool: those that none of as many GPUs beats in both time and rate.
 
     Args:
         splits: of any sizes.
         role: of the pool.
         prune: leave out what can't be among them; the answer is the same.
+        ranks: by ``tp``, of earlier calls with the same stages and role; those that lack are added.
 
     Returns:
-        replicas; how near they came, TTFT of prefill before any factor; configurations timed.
+        pools with replicas of that role only.
     """
-    ranks: dict[int, PoolRank] = {}
+    ranks = {} if ranks is None else ranks
     fronts: dict[int, _Front] = {}
     reach, evaluated = Reach(), 0
     for split in splits:
@@ -135,34 +141,57 @@ def afd_replicas(
         reach |= Reach(ttft=least) if role == "prefill" else Reach(tpot=least)
         columns = np.stack([1.0 / seconds, split.dp * rank.rate(seconds, rows), step.safe])
         front.take(split, rows, columns)
-    found = [
-        _replica(stages, ranks[split.tp], role, split, row, column)
+    found = tuple(
+        _replica(ranks[split.tp], split, row, column)
         for front in fronts.values()
         for (split, row), column in zip(front.splits, front.columns.T, strict=True)
-    ]
-    return found, reach | Reach(missing=stages.refusal), evaluated
+    )
+    reach |= Reach(missing=stages.refusal)
+    if role == "prefill":
+        return Pools(prefills=found, reach=reach, evaluated=evaluated)
+    return Pools(decodes=found, reach=reach, evaluated=evaluated)
 
 
-def _replica(
-    stages: Stages, rank: PoolRank, role: Role, split: AfdSplit, row: int, column: Array
-) -> Replica:
-    work = rank.work.where(np.array([row]))
-    batch, lanes = float(rank.given.batch[row]), float(work.lanes[0])
-    stage = stages.parts(split, work, rank.attention[row : row + 1])
-    parts = {name: float(seconds[0]) * lanes for name, seconds in stage.items()}
-    decode = role == "decode"
-    return Replica(
-        groups=groups_of(stages, split, 1, batch, float(rank.tokens[row]), f"{role} "),
-        seconds=float(1.0 / column[0]),
-        requests_per_s=float(column[1]),
-        batch=int(batch),
-        lanes=int(lanes),
-        concurrency=split.dp * batch if decode else 0.0,
-        safe=float(column[2]),
+def describe_afd(stages: Stages, replica: Replica, role: str) -> Details:
+    """What is to be said of an AFD replica.
+
+    Args:
+        role: "prefill" or "decode".
+    """
+    split = AfdSplit(*replica.split)
+    batch, lanes = np.array([float(replica.batch)]), np.array([float(replica.lanes)])
+    tokens = batch * (stages.question.shape.prompt if role == "prefill" else 1)
+    loads = (0.0 * tokens, tokens) if role == "prefill" else (tokens, 0.0 * tokens)
+    work = micro(*loads, lanes)
+    stage = stages.parts(split, work, stages.attention(split.tp, work))
+    parts = {name: float(seconds[0] * work.lanes[0]) for name, seconds in stage.items()}
+    return Details(
+        groups=groups_of(
+            stages, split, 1, float(batch[0]), float(tokens[0]), f"{role} ", _length(stages, role)
+        ),
         parts=parts,
         shares=shares_of(stages, split, work, parts),
-        placement=stages.placement(split, float(work.tokens[0])).name,
+        placement=stages.placement(split, float(work.tokens[0])),
     )
+
+
+def _replica(rank: PoolRank, split: AfdSplit, row: int, column: Array) -> Replica:
+    return Replica(
+        split=(split.tp, split.dp, split.moe_tp, split.ep),
+        gpus=split.gpus,
+        seconds=float(1.0 / column[0]),
+        requests_per_s=float(column[1]),
+        batch=int(rank.given.batch[row]),
+        lanes=int(rank.work.lanes[row]),
+        afd=True,
+        safe=float(column[2]),
+    )
+
+
+def _length(stages: Stages, role: str) -> int:
+    """Context that a request's KV cache grows to in a pool, tokens."""
+    shape = stages.question.shape
+    return shape.prefix + shape.prompt if role == "prefill" else shape.longest
 
 
 def _prompts(most: int, lanes: tuple[int, ...]) -> Settings:

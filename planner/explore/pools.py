@@ -7,8 +7,8 @@ arXiv 2605.28302: requests/s = min(0.9 prefill, 0.92 decode), both factors visib
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,44 +25,97 @@ class Replica:
     """One replica of a prefill or a decode pool, evaluated.
 
     Args:
-        groups: its GPUs.
+        split: tp, dp, moe_tp, ep.
+        gpus: of it.
         seconds: prefill: of a batch of prompts; decode: TPOT.
         requests_per_s: that it brings through, alone.
         batch, lanes: of an attention rank.
-        concurrency: requests in decode; 0 for prefill.
         afd: attention and experts are apart.
-        safe: decode: TPOT by the safe bound.
-        parts, shares, placement: see ``Point``.
+        safe: TPOT by the safe bound; ``seconds`` where nothing overlaps.
     """
 
-    groups: tuple[Group, ...]
+    split: tuple[int, int, int, int]
+    gpus: int
     seconds: float
     requests_per_s: float
     batch: int
-    lanes: int = 1
-    concurrency: float = 0.0
-    afd: bool = True
-    safe: float = 0.0
-    parts: Mapping[str, float] = field(default_factory=dict)
-    shares: Mapping[Provenance, float] = field(default_factory=dict)
-    placement: str = ""
+    lanes: int
+    afd: bool
+    safe: float
 
     @property
-    def gpus(self) -> int:
-        return sum(group.replicas * group.gpus for group in self.groups)
-
-    def data(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"shares": {k.value: v for k, v in self.shares.items()}}
+    def concurrency(self) -> float:
+        """Requests in it."""
+        return float(self.batch * self.split[1])
 
     @staticmethod
     def read(data: Mapping[str, Any]) -> Replica:
-        """What ``data`` gave."""
-        changed = {
-            "groups": tuple(Group(**group) for group in data["groups"]),
-            "shares": {Provenance(key): value for key, value in data["shares"].items()},
+        """From its fields as plain data."""
+        return Replica(**{**data, "split": tuple(data["split"])})
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a reader wants to know of a replica besides; see ``Point``."""
+
+    groups: tuple[Group, ...]
+    parts: Mapping[str, float]
+    shares: Mapping[Provenance, float]
+    placement: str = ""
+
+
+Describe = Callable[[Replica, str], Details]
+"""Of a replica and its role, "prefill" or "decode"."""
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Replicas of prefill and decode pools, and how near they came to the targets.
+
+    Args:
+        prefills, decodes: worth to be matched.
+        reach: its TTFT is the least time of a prefill that fits memory, its TPOT the least of a
+            decode; before any factor.
+        evaluated: configurations whose time was computed.
+    """
+
+    prefills: tuple[Replica, ...] = ()
+    decodes: tuple[Replica, ...] = ()
+    reach: Reach = Reach()
+    evaluated: int = 0
+
+    def data(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "prefills": [vars(one) for one in self.prefills],
+            "decodes": [vars(one) for one in self.decodes],
+            "reach": vars(self.reach),
+            "evaluated": self.evaluated,
         }
-        return Replica(**{**data, **changed})
+
+    @staticmethod
+    def read(data: Mapping[str, Any]) -> Pools:
+        """What ``data`` gave."""
+        return Pools(
+            tuple(Replica.read(one) for one in data["prefills"]),
+            tuple(Replica.read(one) for one in data["decodes"]),
+            Reach(**data["reach"]),
+            data["evaluated"],
+        )
+
+
+def merged_pools(parts: Iterable[Pools]) -> Pools:
+    """All of them as one."""
+    parts = list(parts)
+    reach = Reach()
+    for part in parts:
+        reach |= part.reach
+    return Pools(
+        tuple(one for part in parts for one in part.prefills),
+        tuple(one for part in parts for one in part.decodes),
+        reach,
+        sum(part.evaluated for part in parts),
+    )
 
 
 def pool_sizes(gpus: int, node: int) -> list[int]:
@@ -147,26 +200,21 @@ def match(question: Question, prefills: Sequence[Replica], decodes: Sequence[Rep
     return Matched(p, d, n_p, n_d, rate, n_p * p_gpus[p] + n_d * d_gpus[d])
 
 
-def found_of(
-    question: Question,
-    mode: Mode,
-    prefills: Sequence[Replica],
-    decodes: Sequence[Replica],
-    reach: Reach = Reach(),
-    evaluated: int = 0,
-) -> Found:
-    """Best and front over all matches of two lists of replicas.
+def found_of(question: Question, mode: Mode, pools: Pools, describe: Describe) -> Found:
+    """Best and front over all matches.
 
     Args:
-        mode: PD_AFD takes matches with AFD in at least one pool only.
-        reach, evaluated: of the replicas; its TTFT is prefill's time, before any factor.
+        mode: P/D+AFD takes matches with AFD in at least one pool only.
+        pools: plain ones for P/D, all for P/D+AFD.
+        describe: gives the details of those that end up in points.
     """
-    targets = question.targets
-    prefills = prefills_that_matter(prefills, targets.ttft / question.options.pd_ttft)
+    options, targets = question.options, question.targets
+    prefills, decodes = list(pools.prefills), list(pools.decodes)
+    reach = replace(pools.reach, ttft=pools.reach.ttft * options.pd_ttft)
+    prefills = prefills_that_matter(prefills, targets.ttft / options.pd_ttft)
     decodes = decodes_that_matter(decodes)
-    reach = replace(reach, ttft=reach.ttft * question.options.pd_ttft)
     if not prefills or not decodes:
-        return Found(reach=reach, evaluated=evaluated)
+        return Found(reach=reach, evaluated=pools.evaluated)
     found = match(question, prefills, decodes)
     if mode is Mode.PD_AFD:
         p_afd = np.array([one.afd for one in prefills])
@@ -178,7 +226,8 @@ def found_of(
     def make(row: int) -> Point:
         pair = prefills[found.prefill[row]], decodes[found.decode[row]]
         counts = int(found.prefills[row]), int(found.decodes[row])
-        return system_of(question, mode, *pair, counts, float(ttfts[row]))
+        details = describe(pair[0], "prefill"), describe(pair[1], "decode")
+        return system_of(question, mode, pair, details, counts, float(ttfts[row]))
 
     held = np.flatnonzero((ttfts <= targets.ttft) & (tpots <= targets.tpot))
     best = None
@@ -187,7 +236,7 @@ def found_of(
         order = np.lexsort((tpots[held], found.gpus[held], -found.requests_per_s[held]))
         best = make(int(held[order[0]]))
     kept = front_indices(1.0 / tpots, found.requests_per_s / found.gpus)
-    return Found(best, tuple(make(row) for row in kept), reach, evaluated)
+    return Found(best, tuple(make(row) for row in kept), reach, pools.evaluated)
 
 
 def ttft_of(question: Question, prefill: Replica) -> float:
@@ -198,24 +247,24 @@ def ttft_of(question: Question, prefill: Replica) -> float:
 def system_of(
     question: Question,
     mode: Mode,
-    prefill: Replica,
-    decode: Replica,
+    pair: tuple[Replica, Replica],
+    details: tuple[Details, Details],
     counts: tuple[int, int],
     ttft: float,
 ) -> Point:
     """The point of matched pools.
 
     Args:
-        counts: replicas of prefill and decode.
+        pair, details, counts: of prefill and decode.
         ttft: seconds, all factors in.
     """
     options = question.options
+    prefill, decode = pair
     supply = counts[0] * prefill.requests_per_s * options.prefill_rate
     drain = counts[1] * decode.requests_per_s * options.decode_rate
-    requests = min(supply, drain)
     groups = tuple(
         replace(group, replicas=count * group.replicas)
-        for one, count in zip((prefill, decode), counts, strict=True)
+        for one, count in zip(details, counts, strict=True)
         for group in one.groups
     )
     return Point(
@@ -225,12 +274,10 @@ def system_of(
         concurrency=counts[1] * decode.concurrency,
         ttft=ttft,
         tpot=decode.seconds,
-        tokens_per_s=requests * question.shape.output,
+        tokens_per_s=min(supply, drain) * question.shape.output,
         lanes=decode.lanes,
-        tpot_safe=decode.safe or decode.seconds,
-        parts=decode.parts,
-        shares=decode.shares,
-        placement=decode.placement,
+        tpot_safe=decode.safe,
+        parts=details[1].parts,
+        shares=details[1].shares,
+        placement=details[1].placement,
     )
-
-

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import PlannerError
-from planner.explore.found import Found, Reach, merged
 from planner.explore.kept import Kept, digest
 from planner.explore.kernels.base import KernelDB
 from planner.explore.points import Mode
-from planner.explore.pools import Replica, found_of
 from planner.explore.question import Exploration, Question
 from planner.explore.refusals import refusal_of
-from planner.explore.units import Setup, Unit, units_of, work
+from planner.explore.units import Setup, Unit, Worker, units_of
 
 Progress = Callable[[str, float], None]
 """Is told what was just done, and the share of all work that is done, 0 to 1."""
@@ -67,7 +65,8 @@ def explore(
         if progress is not None:
             progress(unit.name, count / len(units))
     results = {unit: kept.get(unit.name) for unit in units}
-    found = {mode: _of_mode(question, mode, results) for mode in question.modes}
+    worker = Worker(setup)
+    found = {mode: worker.found(mode, results) for mode in question.modes}
     return Exploration(
         question=question,
         best={mode: one.best for mode, one in found.items()},

@@ -18,6 +18,7 @@ from planner.explore.overlap import Overlapped, overlapped
 from planner.explore.placement import placements, segregated
 from planner.explore.points import Shape
 from planner.explore.question import Question
+from planner.explore.uneven import experts_time
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,28 @@ class Micro:
     def where(self, mask: np.ndarray) -> Micro:
         """Those that are chosen."""
         return Micro(self.decode[mask], self.prefill[mask], self.lanes[mask])
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """Both transfers of one placement: seconds without tokens, and per token of an attention GPU,
+    all layers."""
+
+    name: str
+    a2f_latency: float
+    a2f_slope: float
+    f2a_latency: float
+    f2a_slope: float
+
+    @property
+    def key(self) -> tuple[float, ...]:
+        return self.a2f_latency, self.a2f_slope, self.f2a_latency, self.f2a_slope
+
+    def seconds(self, tokens: Array) -> tuple[Array, Array]:
+        return (
+            self.a2f_latency + self.a2f_slope * tokens,
+            self.f2a_latency + self.f2a_slope * tokens,
+        )
 
 
 def micro(decode: Array, prefill: Array, lanes: Array) -> Micro:
@@ -84,7 +107,7 @@ class Stages:
         self.ffn_db = ffn_db or db
         self.refusal = ""
         self._experts: dict[tuple[int, int], dict[float, float]] = {}
-        self._placements: dict[tuple[int, int], tuple[Placement, ...]] = {}
+        self._lines: dict[tuple[int, int, int], list[_Exchange]] = {}
         self.traffic = Traffic(
             self.model.hidden,
             self.model.experts,
@@ -100,7 +123,7 @@ class Stages:
         """Seconds; nan where nothing is known."""
         pairs, back = np.unique(np.stack([work.decode, work.prefill]), axis=1, return_inverse=True)
         seconds, refusal = seconds_where_covered(
-            lambda chosen: self.attention_time(tp, *pairs[:, chosen]), pairs.sum(axis=0)
+            lambda chosen: self.attention_time(tp, *pairs[:, chosen]), pairs.shape[1]
         )
         self.refusal = self.refusal or refusal
         return seconds[back.reshape(-1)]
@@ -122,7 +145,7 @@ class Stages:
         new = np.array([one for one in wanted.tolist() if one not in known])
         if len(new):
             seconds, refusal = seconds_where_covered(
-                lambda chosen: self.experts_time(moe_tp, ep, new[chosen]), new
+                lambda chosen: self.experts_time(moe_tp, ep, new[chosen]), len(new)
             )
             self.refusal = self.refusal or refusal
             known.update(zip(new.tolist(), seconds.tolist(), strict=True))
@@ -135,7 +158,7 @@ class Stages:
             NotCovered: the source knows nothing of some of these loads.
         """
         sides = self.question.options.sides
-        return self.ffn_db.experts(self.model, moe_tp, ep, sides, tokens)
+        return experts_time(self.ffn_db, self.model, moe_tp, ep, sides, tokens)
 
     # -- a step --------------------------------------------------------------------------------
 
@@ -162,24 +185,47 @@ class Stages:
         Args:
             tokens: of one attention rank.
         """
-        timed = [self._exchange(split, where, tokens) for where in self.placements(split)]
+        sent = tokens / split.tp
+        timed = [line.seconds(sent) for line in self._exchanges(split)]
+        if len(timed) == 1:
+            return timed[0]
         best = np.argmin([there + back for there, back in timed], axis=0)
         there, back = (np.choose(best, ways) for ways in zip(*timed, strict=True))
         return there, back
 
-    def placement(self, split: AfdSplit, tokens: float) -> Placement:
-        """The one that ``transfers`` takes for a load."""
-        load = np.array([tokens])
-        return min(
-            self.placements(split), key=lambda where: sum(self._exchange(split, where, load))[0]
-        )
+    def placement(self, split: AfdSplit, tokens: float) -> str:
+        """Name of the one that ``transfers`` takes for a load."""
+        sent = np.array([tokens / split.tp])
+        return min(self._exchanges(split), key=lambda line: sum(line.seconds(sent))[0]).name
 
-    def placements(self, split: AfdSplit) -> tuple[Placement, ...]:
-        """Those that are tried, on the first nodes."""
-        key = (split.attention, split.ffn)
-        if key not in self._placements:
-            self._placements[key] = self._ways(*key)
-        return self._placements[key]
+    def _exchanges(self, split: AfdSplit) -> list[_Exchange]:
+        """Per placement on the first nodes."""
+        key = (split.attention, split.ffn, split.moe_tp)
+        if key not in self._lines:
+            found = [self._exchange(split, where) for where in self._ways(*key[:2])]
+            # of placements that are alike the first
+            self._lines[key] = list({line.key: line for line in reversed(found)}.values())[::-1]
+        return self._lines[key]
+
+    def _exchange(self, split: AfdSplit, where: Placement) -> _Exchange:
+        options, layers = self.question.options, self.model.moe_layers
+        # transfers are linear in tokens (``network``), so that two loads tell all others
+        (a_one, a_two), (f_one, f_two) = (
+            layers
+            * way(
+                self.system,
+                where,
+                np.array([1.0, 2.0]),
+                self.traffic,
+                ffn_tp=split.moe_tp,
+                ffn_system=self.question.ffn_system,
+                percentile=options.percentile,
+            )
+            for way in (a2f, f2a)
+        )
+        return _Exchange(
+            where.name, 2 * a_one - a_two, a_two - a_one, 2 * f_one - f_two, f_two - f_one
+        )
 
     def _ways(self, attention: int, ffn: int) -> tuple[Placement, ...]:
         if self.ffn_system != self.system:
@@ -190,18 +236,3 @@ class Stages:
             for where in placements(self.system, attention, ffn)
             if max(where.attention + where.ffn) < attention + ffn
         )
-
-    def _exchange(
-        self, split: AfdSplit, where: Placement, tokens: Array
-    ) -> tuple[Array, Array]:
-        options, layers = self.question.options, self.model.moe_layers
-        given = {
-            "traffic": self.traffic,
-            "ffn_tp": split.moe_tp,
-            "ffn_system": self.question.ffn_system,
-            "percentile": options.percentile,
-        }
-        sent = tokens / split.tp
-        there = a2f(self.system, where, sent, **given)
-        back = f2a(self.system, where, sent, **given)
-        return layers * there, layers * back

@@ -5,19 +5,32 @@ What the units of a question are, and what one of them finds. Running them is ``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.explore.afd import explore_afd
+from planner.explore.afd import Rank, explore_afd
 from planner.explore.afd_split import AfdSplit, replica_sizes, splits_of
-from planner.explore.found import Found, Reach, merged
+from planner.explore.aggregated import explore_aggregated
+from planner.explore.found import Found, merged
 from planner.explore.kernels.base import KernelDB
-from planner.explore.pd_afd import afd_replicas
+from planner.explore.pd import describe_plain, plain_pools
+from planner.explore.pd_afd import PoolRank, Role, afd_replicas, describe_afd
 from planner.explore.points import Mode
-from planner.explore.pools import Replica, found_of, pool_sizes
+from planner.explore.pools import (
+    Details,
+    Pools,
+    Replica,
+    decodes_that_matter,
+    found_of,
+    merged_pools,
+    pool_sizes,
+    prefills_that_matter,
+)
 from planner.explore.question import Question
+from planner.explore.split import Split, replica_gpus, splits
 from planner.explore.stages import Stages
+from planner.explore.whole import Steps
 
 SPLITS_PER_UNIT = 150
 """AFD splits in a unit: seconds of work, so that two processes end together."""
@@ -28,8 +41,7 @@ class Unit:
     """A part of the search.
 
     Args:
-        kind: "aggregated", "pd", "afd", "prefill", "decode" (of plain pools), "afd prefill",
-            "afd decode".
+        kind: "aggregated", "afd", "plain pools", "afd prefill", "afd decode".
         size: GPUs of a replica; 0: all sizes.
         part, parts: every ``parts``-th split from ``part`` on.
     """
@@ -89,16 +101,76 @@ def _splits(question: Question, size: int) -> list[AfdSplit]:
     return list(splits_of(question.model, size, question.system, ffn_system))
 
 
-def work(setup: Setup, stages: Stages, unit: Unit) -> Any:
-    """What a unit finds, as plain data."""
-    question = setup.question
-    splits = _splits(question, unit.size)[unit.part :: unit.parts]
-    if unit.kind == "afd":
-        return explore_afd(stages, splits, question.gpus, prune=setup.prune).data()
-    role = "prefill" if unit.kind == "afd prefill" else "decode"
-    replicas, reach, evaluated = afd_replicas(stages, splits, role, prune=setup.prune)
-    return {
-        "replicas": [one.data() for one in replicas],
-        "reach": vars(reach),
-        "evaluated": evaluated,
-    }
+class Worker:
+    """Does units of one search, remembering what they have in common.
+
+    Args:
+        setup: of the search.
+    """
+
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self._question = setup.question
+        self._stages = Stages(setup.question, setup.db, setup.ffn_db)
+        self._steps = Steps(setup.question, setup.db)
+        self._ranks: dict[int, Rank] = {}
+        self._details: dict[tuple[Replica, str], Details] = {}
+        self._pool_ranks: dict[str, dict[int, PoolRank]] = {"prefill": {}, "decode": {}}
+
+    def work(self, unit: Unit) -> dict[str, Any]:
+        """What a unit finds, as plain data."""
+        if unit.kind == "aggregated":
+            return self._aggregated()
+        if unit.kind == "plain pools":
+            return self._plain_pools()
+        splits = _splits(self._question, unit.size)[unit.part :: unit.parts]
+        prune = self._setup.prune
+        if unit.kind == "afd":
+            gpus = self._question.gpus
+            return explore_afd(self._stages, splits, gpus, prune=prune, ranks=self._ranks).data()
+        role: Role = "prefill" if unit.kind == "afd prefill" else "decode"
+        ranks = self._pool_ranks[role]
+        return afd_replicas(self._stages, splits, role, prune=prune, ranks=ranks).data()
+
+    def _aggregated(self) -> dict[str, Any]:
+        return explore_aggregated(
+            self._question, self._setup.db, self._whole_splits(), self._steps
+        ).data()
+
+    def _plain_pools(self) -> dict[str, Any]:
+        pools = plain_pools(self._question, self._setup.db, self._whole_splits(), self._steps)
+        most = self._question.targets.ttft / self._question.options.pd_ttft
+        return replace(
+            pools,
+            prefills=tuple(prefills_that_matter(pools.prefills, most)),
+            decodes=tuple(decodes_that_matter(pools.decodes)),
+        ).data()
+
+    def _whole_splits(self) -> list[Split]:
+        """Of replicas whose GPUs do both sides."""
+        model, node = self._question.model, self._question.system.node
+        sizes = replica_gpus(self._question.gpus)
+        return [split for size in sizes for split in splits(model, size, node)]
+
+    def found(self, mode: Mode, results: Mapping[Unit, Mapping[str, Any]]) -> Found:
+        """What all units together found for a mode."""
+        if mode in (Mode.AGGREGATED, Mode.AFD):
+            return merged(
+                Found.read(data) for unit, data in results.items() if unit.kind == mode.value
+            )
+        kinds = {"plain pools"}
+        if mode is Mode.PD_AFD:
+            kinds |= {"afd prefill", "afd decode"}
+        pools = merged_pools(
+            Pools.read(data) for unit, data in results.items() if unit.kind in kinds
+        )
+        return found_of(self._question, mode, pools, self._describe)
+
+    def _describe(self, replica: Replica, role: str) -> Details:
+        if (replica, role) not in self._details:
+            self._details[replica, role] = (
+                describe_afd(self._stages, replica, role)
+                if replica.afd
+                else describe_plain(self._steps, replica, role)
+            )
+        return self._details[replica, role]

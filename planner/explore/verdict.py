@@ -137,12 +137,13 @@ def trusted(point: Point) -> float:
 def _headline(found: Exploration, best: Point, second: Point | None, lead: float) -> str:
     rate = f"{best.tokens_per_s:,.0f} tokens/s on {best.gpus} GPUs ({counts(best)})"
     name = NAMES[best.mode]
+    if len(found.best) == 1:
+        return f"{_first(name)}, the one level asked for, holds the targets: {rate}."
     if best.mode is Mode.AGGREGATED:
-        start = "Disaggregation does not pay: " if len(found.best) > 1 else ""
-        return f"{start}{name} serves most, {rate}{_over(second, lead)}."
-    tied = "hardly pays" if lead < DOUBT else "pays"
+        return f"Disaggregation does not pay: {name} serves most, {rate}{_over(second, lead)}."
     if Mode.AGGREGATED not in found.best:
         return f"{_first(name)} serves most of the levels asked for, {rate}{_over(second, lead)}."
+    tied = "hardly pays" if lead < DOUBT else "pays"
     return f"{_first(name)} {tied}: {rate}{_over(second, lead)}."
 
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from afflux import plan
 from afflux.main import app
-from afflux.plan_given import Given, duration, make_options, make_question
+from afflux.plan_given import duration
 from cluster.spec import load_spec
 from planner.errors import PlannerError
 from planner.explore.points import SHAPES, Mode
 from planner.explore.question import Exploration
-from tests.planner.explore.explorations import AFD_WINS, NOTHING, exploration, point, refusal
+from planner.explore.winner_sensitivity import Moved
+from tests.planner.explore.explorations import AFD_WINS, NOTHING, exploration, point
 
 run = CliRunner().invoke
 CHAT = [
@@ -95,7 +95,7 @@ def test_verdict_tables_and_json(searched: list[Any], tmp_path: Path) -> None:
         "AFD pays: 3,970 tokens/s on 128 GPUs (16A+112F), 5.2 times P/D with AFD",
         "Best of each level within the targets",
         "What the GPUs do",
-        "90 % meas., 10 % interp.",
+        "AFD: times 90 % measured, 10 % interpolated",
         "Levels that do not hold the targets",
         "4,096 tokens cached, 512 of prompt, 256 of output",
         "TTFT 50 ms, TPOT 15 ms",
@@ -120,7 +120,7 @@ def test_every_table_fits_eighty_columns(
     text = ask(*CHAT)
     assert "…" not in text
     tables = text[text.index("Best of each") : text.index("Levels that do not")]
-    assert max(len(line.rstrip()) for line in tables.splitlines()) <= 88
+    assert max(len(line.rstrip()) for line in tables.splitlines()) <= 80
 
 
 def test_inputs_reach_the_question(searched: list[Any]) -> None:
@@ -219,8 +219,12 @@ def test_no_level_that_holds_is_an_answer(searched: list[Any]) -> None:
         (but(network="cluster"), "expected GB/s per GPU and direction above 0"),
         (but(network="cluster=50,10"), "expected a latency with a unit, as in 10us"),
         (but(modes="afd,afdd"), "no level 'afdd'.*did you mean afd"),
-        (but(kernels="rofline"), "expected one of aic, roofline; did you mean roofline"),
+        (
+            but(kernels="rofline"),
+            "expected one of aic, roofline, or a file.*; did you mean roofline",
+        ),
         (but(backend="vlm"), "expected one of trtllm, vllm, sglang; did you mean vllm"),
+        (but(kernels="nowhere.json"), "nowhere.json"),
         (but(precision="fp16"), "--precision fp16: expected fp8 or bf16"),
         (but(prefill_rate="1.2"), "--prefill-rate 1.2: expected a share above 0, at most 1"),
         (but(decode_rate="-1"), "--decode-rate -1: expected a share"),
@@ -254,8 +258,13 @@ def test_lengths_without_targets_ask_for_them(searched: list[Any]) -> None:
 
 def test_a_config_without_experts_is_refused(searched: list[Any], tmp_path: Path) -> None:
     config = {
-        **{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 100},
-        **{"num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 128},
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "vocab_size": 100,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 128,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "experts" in refused(*but(model=str(tmp_path)))
@@ -268,6 +277,27 @@ def test_a_missing_extra_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "aiconfigurator_core", None)
     assert "pip install 'afflux[plan]'" in refused(*but(kernels="aic"))
+
+
+def test_a_real_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    kept, file, spec = (tmp_path / name for name in ("kept.jsonl", "plan.json", "spec.yaml"))
+    words = [
+        *("--model", "Qwen/Qwen3-30B-A3B", "--system", "h200_sxm", "--gpus", "2"),
+        *("--workload", "0:64:64", "--ttft", "1s", "--tpot", "50ms", "--kernels", "roofline"),
+        *("--modes", "aggregated,afd", "--jobs", "1", "--resume", str(kept), "--json", str(file)),
+    ]
+    ask(*words)
+    first = json.loads(file.read_text())
+    assert kept.stat().st_size > 0
+    ask(*words)
+    again = json.loads(file.read_text())
+    answers = [report["details"]["answers"][0] for report in (first, again)]
+    assert answers[0]["best"] == answers[1]["best"]
+    assert first["summary"]["aggregated_tokens_per_s"] > 0
+    ask(*words, "--modes", "afd", "--emit-spec", str(spec))
+    emitted = load_spec(spec)
+    assert (emitted.attention.count, emitted.ffn.count) == (1, 1)
+    assert "No level holds TTFT 1 s and TPOT 0.01 ms" in ask(*words, "--tpot", "10us")
 
 
 def test_lists(tmp_path: Path) -> None:
@@ -287,6 +317,23 @@ def test_times_are_read_in_their_unit(number: float, unit: tuple[str, float]) ->
 @given(st.text(max_size=8))
 def test_any_text_is_a_time_or_a_refusal(text: str) -> None:
     try:
-        assert duration(text, "--ttft") > 0
+        found = duration(text, "--ttft")
     except PlannerError as error:
-        assert "--ttft" in str(error)
+        said = str(error)
+    else:
+        said = f"--ttft {found}"
+        assert found > 0
+    assert said.startswith("--ttft")
+
+
+def test_other_inputs_are_shown_and_count(searched: list[Any], monkeypatch: Any) -> None:
+    moved = [
+        Moved("network", 0.8, Mode.AFD, 3500.0, 3500 / 3970 - 1, False),
+        Moved("expert kernels", 1.2, Mode.PD_AFD, 3000.0, 3000 / 3970 - 1, True),
+        Moved("fan-out of the paper", float("nan"), None, 0.0, float("nan"), True),
+    ]
+    monkeypatch.setattr(plan, "_sensitivity", lambda *given: moved)
+    text = ask(*CHAT, "--sensitivity")
+    assert "If an input is another" in text
+    assert "another level wins with expert kernels x1.2 and fan-out of the paper" in text
+    assert "Confidence: low" in text

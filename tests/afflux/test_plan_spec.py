@@ -64,8 +64,8 @@ def test_the_spec_is_what_was_planned(tmp_path: Path) -> None:
 
 def test_a_folder_goes_into_the_spec(tmp_path: Path) -> None:
     folder = project_root() / "deploy" / "models" / "verse"
-    for given in (folder, folder / "config.json"):
-        text, _ = emit(exploration(AFD_WINS), str(given))
+    for path in (folder, folder / "config.json"):
+        text, _ = emit(exploration(AFD_WINS), str(path))
         assert load(tmp_path, text).model.path == str(folder)
 
 

@@ -187,6 +187,19 @@ def test_the_core_carries_it_out() -> None:
     assert decision.target == Counts(2, 6)
 
 
+def test_a_real_search() -> None:
+    given = {"model": "Qwen/Qwen3-30B-A3B", "system": "h200_sxm", "kernels": "roofline"}
+    decides = Planned(
+        PlannedParameters(**given, compare=False, ticks=1, tolerance=0.0, background=False)  # type: ignore[arg-type]
+    )
+    proposal = decides.propose(view(snapshot(attention=1, ffn=3), Limits((1, 3), (1, 3), 4, 4)))
+    assert (proposal.attention, proposal.ffn) in {(2, 2), (3, 1)}  # attention is what takes long
+    assert "tokens/s, TTFT" in proposal.detail
+    unknown = Planned(PlannedParameters(model="gpt-2", system="h200_sxm", background=False))
+    proposal = unknown.propose(view(limits=EIGHT))
+    assert proposal.reason is Reason.MODEL_UNRELIABLE and "unknown model" in proposal.detail
+
+
 def test_old_answers_are_forgotten() -> None:
     planner = Planner()
     adviser = Adviser(planner, background=False)
@@ -202,7 +215,9 @@ def test_old_answers_are_forgotten() -> None:
 @given(st.floats(1.0, 1e6), st.floats(0.01, 2.0))
 def test_kinds_are_near_what_they_stand_for(tokens: float, grain: float) -> None:
     found = kind(tokens, grain)
-    assert abs(math.log(found / tokens)) <= grain / 2 + math.log(1 + 0.5 / min(found, tokens)) + 1e-9
+    assert (
+        abs(math.log(found / tokens)) <= grain / 2 + math.log(1 + 0.5 / min(found, tokens)) + 1e-9
+    )
     assert kind(0.2, grain) == kind(math.nan, grain) == 0
 
 
@@ -211,9 +226,7 @@ def test_whatever_is_advised_the_limits_hold(
     data: st.DataObject, share: float, gpus: int | None
 ) -> None:
     limits = data.draw(all_limits())
-    there = Counts(
-        data.draw(st.integers(*limits.attention)), data.draw(st.integers(*limits.ffn))
-    )
+    there = Counts(data.draw(st.integers(*limits.attention)), data.draw(st.integers(*limits.ffn)))
     decides = policy(Planner(), gpus=gpus)
     decides.adviser.advise = lambda load: Advice(share, "drawn")  # type: ignore[method-assign]
     proposal = decides.propose(view(data.draw(snapshots(there)), limits))

@@ -8,6 +8,7 @@ numbers it grows. It isn't for functions with jumps: it would follow each of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Adaptive:
         points: whole numbers where it bends.
     """
 
-    def __init__(self, function: Callable[[int], float], points: Iterable[int] = ()):
+    def __init__(self, function: Callable[[int], float], points: Iterable[float] = ()):
         self._function = function
         self._bends = sorted({int(point) for point in points if point >= 1})
         self._known: dict[int, float] = {}
@@ -48,7 +49,7 @@ class Adaptive:
         powers = [1 << k for k in range(end.bit_length()) if start <= 1 << k <= end]
         bends = [bend for bend in self._bends if start <= bend <= end]
         fixed = sorted({start, end, *powers, *bends})
-        for low, high in zip(fixed, fixed[1:], strict=False):
+        for low, high in pairwise(fixed):
             self._refine(low, high)
         if len(fixed) == 1:
             self._at(fixed[0])

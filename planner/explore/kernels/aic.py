@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -20,14 +21,17 @@ from planner.explore.kernels.aic_package import Backend, Engine, Graph, Op, Pack
 from planner.explore.kernels.aic_parts import Parts, parts_of
 from planner.explore.kernels.aic_sums import Sums, Work, group
 from planner.explore.kernels.base import Array, Load, NotCovered, Side, Sides, Time
+from planner.explore.kernels.roofline import RooflineDB
 from planner.explore.memory import check_experts
 from planner.explore.model import Model
 from planner.explore.system import System
 
-TOLERATED = 0.10
+TOLERATED = 0.02
 """Share of a step's time that may come from outside of the tables before it is refused.
 
-Output heads are wider than any matrix that was measured: without this no model was covered."""
+Output heads don't count: they are wider than any matrix that was measured, no model was covered."""
+FEW_TOKENS = 256
+"""Per attention rank, up to which low-latency all-to-all runs: where its tables end."""
 
 
 @dataclass
@@ -50,10 +54,16 @@ class _Rank:
 
 @dataclass
 class _Exchange:
-    """Ways to dispatch and combine, and what attention has counted of them already."""
+    """Ways to dispatch and combine, for many tokens and for few, and what attention has counted of
+    them already."""
 
     ways: list[list[Work]]
     counted: list[Work]
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a table for so many GPUs."""
+        return all(work.cover.points or work.cover.formula for way in self.ways for work in way)
 
 
 class AicDB:
@@ -67,6 +77,8 @@ class AicDB:
         balanced: tokens spread evenly over experts; else as measured in chat traffic, a power law
             (1.01 for DeepSeek, 1.2 for others, aiconfigurator's choice).
         all_moe: take dense layers for MoE layers, as aiconfigurator does.
+        beyond: of the exchange between more GPUs than were measured, the system's tiers
+            ("network", see ``RooflineDB``) or the package's own guess ("package").
 
     Raises:
         PlannerError: the package is missing, or has no tables of this system and backend.
@@ -81,16 +93,19 @@ class AicDB:
         *,
         balanced: bool = False,
         all_moe: bool = False,
+        beyond: Literal["network", "package"] = "network",
     ):
         if not system.kernels:
             raise PlannerError(
                 f"no measured kernels are known of {system.name}; take --kernels roofline"
             )
         self._package = Package(system.kernels, backend, version, estimate=allow_extrapolation)
-        self._coverage = Coverage(self._package.table)
+        self._coverage = Coverage(self._package)
+        self.backend = backend
         self._extrapolate = allow_extrapolation
         self._distribution = "balanced" if balanced else "power_law"
         self._all_moe = all_moe
+        self._network = RooflineDB(system) if beyond == "network" else None
         self._graphs: dict[tuple[Model, int], tuple[Graph, Parts]] = {}
         self._ranks: dict[tuple[Model, int], _Rank] = {}
         self._routed: dict[tuple[Model, int, int], list[Work]] = {}
@@ -120,7 +135,7 @@ class AicDB:
         sums.work(rank.both, tokens)
         sums.work(rank.prompt, prefill)
         sums.work(rank.decoding, decode)
-        sums.work(rank.output, decode + np.where(prefill > 0, prompts, 0.0))
+        sums.work(rank.output, decode + np.where(prefill > 0, prompts, 0.0), refusable=False)
         if sides.router is Side.ATTENTION:
             sums.work(rank.router, tokens)
         if sides.shared is Side.ATTENTION:
@@ -132,20 +147,23 @@ class AicDB:
     def experts(self, model: Model, tp: int, ep: int, sides: Sides, tokens: Array) -> Time:
         """One step of an FFN group; see ``KernelDB``.
 
-        Shared experts and routers that are here are split over ``tp`` and copied over ``ep``: each
-        copy gets as many of the tokens.
+        Groups that don't divide the experts take as long as their fullest one; numbers of groups
+        that were not measured lie between their neighbours. Shared experts and routers that are
+        here are split over ``tp`` and copied over ``ep``: each copy gets as many of the tokens.
 
         Raises:
             NotCovered: outside of the tables, or no kernel of this kind was measured.
             PlannerError: the experts can't be split like that.
         """
         check_experts(model, tp, ep)
-        key = (model, tp, ep)
-        if key not in self._routed:
-            self._routed[key] = self._experts(model, tp, ep)
         tokens = np.asarray(tokens, float)
         sums = Sums(tokens.shape)
-        sums.work(self._routed[key], tokens)
+        low, high, share = self._groups(model, tp, ep)
+        sums.work(self._routed_by(model, tp, low), tokens)
+        if high != low:
+            other = Sums(tokens.shape)
+            other.work(self._routed_by(model, tp, high), tokens)
+            sums = sums.between(other, share)
         if sides.shared is Side.FFN:
             sums.work(self._rank(model, tp).shared, tokens / ep)
         if sides.router is Side.FFN:
@@ -155,23 +173,28 @@ class AicDB:
     def exchange(self, model: Model, tp: int, dp: int, moe_tp: int, ep: int, tokens: Array) -> Time:
         """Dispatch and combine; see ``KernelDB``.
 
+        Most collectives were measured on one node only: see ``beyond``.
+
         Raises:
-            NotCovered: outside of the tables: most collectives were measured on one node only.
+            NotCovered: outside of the tables.
         """
         key = (model, tp, dp, moe_tp, ep)
         if key not in self._exchanges:
             self._exchanges[key] = self._exchange(*key)
         found, tokens = self._exchanges[key], np.asarray(tokens, float)
+        if self._network is not None and not found.measured:
+            return self._network.exchange(model, tp, dp, moe_tp, ep, tokens)
         ways = [Sums(tokens.shape) for _ in found.ways]
         for sums, works in zip(ways, found.ways, strict=True):
             sums.work(works, tokens)
-        best = np.argmin([sums.parts.sum(axis=0) for sums in ways], axis=0)
+        # libraries for many tokens and for few: no table of the first begins with few
+        best = np.where(tokens <= FEW_TOKENS, len(ways) - 1, 0)
         chosen = Sums(tokens.shape)
         counted = Sums(tokens.shape)
         counted.work(found.counted, tokens)
         for position, sums in enumerate(ways):
-            left = np.maximum(sums.parts.sum(axis=0) - counted.parts.sum(axis=0), 0.0)
-            whole = np.maximum(sums.parts.sum(axis=0), 1e-12)
+            left = np.maximum(sums.total - counted.total, 0.0)
+            whole = np.maximum(sums.total, 1e-12)
             chosen.take(sums, np.where(best == position, left / whole, 0.0))
         gpus = f"{tp} x {dp} GPUs of attention, {moe_tp} x {ep} of experts"
         return self._answer(chosen, f"dispatch of {model.name} between {gpus}")
@@ -187,9 +210,12 @@ class AicDB:
                     f"{model.attention.heads} heads of {model.name}"
                 )
             graph = self._package.graph(model, tp, self._distribution)
-            whole = lambda op: bool(self._coverage.sequence(op).longest)  # noqa: E731
-            self._graphs[key] = graph, parts_of(graph, model, tp, whole, self._all_moe)
+            self._graphs[key] = graph, parts_of(graph, model, tp, self._whole, self._all_moe)
         return self._graphs[key]
+
+    def _whole(self, op: Op) -> bool:
+        """Whether a block was measured as a whole."""
+        return bool(self._coverage.sequence(op).longest)
 
     def _rank(self, model: Model, tp: int) -> _Rank:
         key = (model, tp)
@@ -213,8 +239,14 @@ class AicDB:
             for ops in lists:
                 works.append(self._works(engine, ops, start))
                 start += len(ops)
+            both, prompt, decoding, output, router, shared = works
             self._ranks[key] = _Rank(
-                *works,
+                both=both,
+                prompt=prompt,
+                decoding=decoding,
+                output=output,
+                router=router,
+                shared=shared,
                 context=[self._coverage.sequence(op) for op in parts.context],
                 generation=[self._coverage.sequence(op) for op in parts.generation],
                 engine=engine,
@@ -222,12 +254,28 @@ class AicDB:
             )
         return self._ranks[key]
 
-    def _experts(self, model: Model, tp: int, ep: int) -> list[Work]:
-        graph, parts = self._parts(model, 1)
-        # the group's own split; all tokens are the group's, none multiplied by attention ranks
-        ops = [_with(op, moe_tp_size=tp, moe_ep_size=ep, attention_dp_size=1) for op in parts.moe]
-        engine = self._package.engine(graph, {"generation": ops, "context": []})
-        return self._works(engine, ops, 0)
+    def _groups(self, model: Model, tp: int, ep: int) -> tuple[int, int, float]:
+        """Measured numbers of groups around a number of groups, and how far it is from the first
+        to the second, in logarithms."""
+        even = model.experts / -(-model.experts // ep)
+        _, parts = self._parts(model, 1)
+        measured = self._coverage.groups(_with(parts.moe[0], moe_tp_size=tp))
+        if even in measured or not measured or not measured[0] < even < measured[-1]:
+            return ep, ep, 0.0
+        at = int(np.searchsorted(measured, even))
+        low, high = measured[at - 1], measured[at]
+        return low, high, float(np.log(even / low) / np.log(high / low))
+
+    def _routed_by(self, model: Model, tp: int, ep: int) -> list[Work]:
+        key = (model, tp, ep)
+        if key not in self._routed:
+            graph, parts = self._parts(model, 1)
+            # the group's own split; all tokens are the group's, not one rank's of many
+            own = {"moe_tp_size": tp, "moe_ep_size": ep, "attention_dp_size": 1}
+            ops = [_with(op, **own) for op in parts.moe]
+            engine = self._package.engine(graph, {"generation": ops, "context": []})
+            self._routed[key] = self._works(engine, ops, 0)
+        return self._routed[key]
 
     def _exchange(self, model: Model, tp: int, dp: int, moe_tp: int, ep: int) -> _Exchange:
         if tp * dp != moe_tp * ep:
@@ -272,13 +320,15 @@ class AicDB:
             )
 
     def _answer(self, sums: Sums, what: str) -> Time:
-        if not self._extrapolate:
-            worst = float(np.max(sums.outside, initial=0.0))
-            if worst > TOLERATED:
-                raise NotCovered(
-                    f"{what}: {worst:.0%} of a step's time ({sums.culprit}) lies outside of what "
-                    f"was measured for {self.name}; --allow-extrapolation answers all the same"
-                )
+        covered = sums.outside <= TOLERATED
+        if not self._extrapolate and not np.all(covered):
+            worst = float(np.max(sums.outside))
+            error = NotCovered(
+                f"{what}: {worst:.0%} of a step's time ({sums.culprit}) lies outside of what was "
+                f"measured for {self.name}; --allow-extrapolation answers all the same"
+            )
+            error.covered = covered
+            raise error
         return sums.time()
 
 

@@ -6,9 +6,9 @@ the tables' own points up. Inside means between the least and the greatest point
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,19 @@ from numpy.typing import NDArray
 from planner.explore.kernels.aic_package import Op
 from planner.explore.kernels.base import Array, Provenance
 
-Table = Callable[[str], dict[str, Any]]
+
+class Tables(Protocol):
+    """Where measured rows come from: ``aic_package.Package``."""
+
+    def table(self, name: str) -> dict[str, Any]:
+        """A small table as nested dictionaries."""
+        ...
+
+    def rows(self, file: str, columns: Sequence[str], **equal: float | str) -> NDArray[np.float64]:
+        """Columns of the rows of a large one, [rows, columns]."""
+        ...
+
+
 Labels = NDArray[np.int8]
 ORDER = tuple(Provenance)
 """Labels are positions in this."""
@@ -56,12 +68,14 @@ class SequenceCover:
     Args:
         longest: greatest measured length by number of requests, ascending.
         lengths: measured lengths.
+        window: tokens beyond which length doesn't matter; 0: none.
         exact: its other axes were measured at just these values.
     """
 
     longest: tuple[tuple[float, float], ...] = ()
     lengths: frozenset[float] = field(default_factory=frozenset)
     exact: bool = False
+    window: int = 0
 
     @property
     def points(self) -> tuple[float, ...]:
@@ -75,6 +89,7 @@ class SequenceCover:
         )
         if not self.longest:
             return np.full(requests.shape, _OUTSIDE, np.int8)
+        length = np.minimum(length, self.window) if self.window else length
         counts, ends = np.array(self.longest).T
         # between two measured numbers of requests the larger one's end counts: memory ends it
         above = np.minimum(np.searchsorted(counts, requests), len(counts) - 1)
@@ -85,15 +100,18 @@ class SequenceCover:
 
 
 class Coverage:
-    """What was measured in a package's tables.
+    """What was measured.
 
     Args:
-        table: of a name, as nested dictionaries.
+        tables: of one system and backend.
     """
 
-    def __init__(self, table: Table):
-        self._table = table
+    def __init__(self, tables: Tables):
+        self._tables = tables
+        self._table = tables.table
         self._gemm: dict[str, dict[tuple[float, float], list[float]]] = {}
+        self._moe: dict[tuple[Any, ...], dict[tuple[int, int], list[float]]] = {}
+        self._attention: dict[tuple[Any, ...], NDArray[np.float64]] = {}
 
     def tokens(self, op: Op) -> TokenCover:
         """Of an operation that depends on tokens only."""
@@ -108,18 +126,20 @@ class Coverage:
         }.get(kind)
         return TokenCover(formula=True) if find is None else find(at)
 
+    def groups(self, op: Op) -> list[int]:
+        """Numbers of expert groups that routed experts were measured with, ascending."""
+        at = op["Moe"]
+        return sorted(ep for tp, ep in self._experts(at) if tp == at["moe_tp_size"])
+
     def sequence(self, op: Op) -> SequenceCover:
         """Of attention."""
         kind, at = next(iter(op.items()))
         prompts = kind in ("ContextAttention", "ContextMla", "MlaModuleContext", "DsaContext")
         heads = str(at.get("n", at.get("num_heads")))
-        cache, arithmetic = at["kv_cache_dtype"], at.get("fmha_quant_mode", "")
-        first = (arithmetic,) if prompts else ()
+        cache = at["kv_cache_dtype"]
+        first = (at["fmha_quant_mode"],) if prompts else ()
         if kind in ("ContextAttention", "GenerationAttention"):
-            side = "context" if prompts else "generation"
-            shared = at["n_kv"] if at["n_kv"] != at["n"] else 0
-            keys = (*first, cache, shared, at["head_size"], at["window_size"])
-            return self._grid(f"_{side}_attention_data", keys, heads, prompts)
+            return self._of_attention(at, prompts)
         if kind in ("ContextMla", "GenerationMla"):
             table = "_context_mla_data" if prompts else "_generation_mla_data"
             return self._grid(table, (*first, cache), heads, prompts)
@@ -137,10 +157,8 @@ class Coverage:
         quant = at["quant_mode"]
         if quant not in self._gemm:
             shapes: dict[tuple[float, float], list[float]] = {}
-            for m, columns in self._table("_gemm_data").get(quant, {}).items():
-                for n, rows in columns.items():
-                    for k in rows:
-                        shapes.setdefault((float(n), float(k)), []).append(float(m))
+            for m, n, k in self._tables.rows("gemm", ("m", "n", "k"), gemm_dtype=quant).tolist():
+                shapes.setdefault((n, k), []).append(m)
             self._gemm[quant] = shapes
         shapes = self._gemm[quant]
         shape = (float(at["n"]), float(at["k"]))
@@ -151,14 +169,28 @@ class Coverage:
         corners = np.array(list(shapes))
         if np.any(corners.min(axis=0) > shape) or np.any(corners.max(axis=0) < shape):
             return TokenCover()
-        return TokenCover(tuple(sorted({m for grid in shapes.values() for m in grid})))
+        # all shapes were measured at about the same numbers of tokens
+        longest = max(shapes, key=lambda one: len(shapes[one]))
+        return TokenCover(tuple(sorted(shapes[longest])))
 
     def _of_moe(self, at: dict[str, Any]) -> TokenCover:
-        keys = (
-            at["quant_mode"], at["workload_distribution"], at["topk"], at["num_experts"],
-            at["hidden_size"], at["inter_size"], at["moe_tp_size"], at["moe_ep_size"],
-        )  # fmt: skip
-        return _cover(_inner(self._table("_moe_data"), keys))
+        return _cover(self._experts(at).get((at["moe_tp_size"], at["moe_ep_size"]), ()))
+
+    def _experts(self, at: dict[str, Any]) -> dict[tuple[int, int], list[float]]:
+        """Measured tokens by split of such experts."""
+        equal = {
+            "moe_dtype": at["quant_mode"],
+            "distribution": at["workload_distribution"],
+            **{key: at[key] for key in ("topk", "num_experts", "hidden_size", "inter_size")},
+        }
+        key = tuple(equal.values())
+        if key not in self._moe:
+            found: dict[tuple[int, int], list[float]] = {}
+            columns = ("moe_tp_size", "moe_ep_size", "num_tokens")
+            for tp, ep, tokens in self._tables.rows("moe", columns, **equal).tolist():
+                found.setdefault((int(tp), int(ep)), []).append(tokens)
+            self._moe[key] = found
+        return self._moe[key]
 
     def _of_bmm(self, at: dict[str, Any]) -> TokenCover:
         name = "mla_gen_pre" if at["is_pre"] else "mla_gen_post"
@@ -196,28 +228,48 @@ class Coverage:
 
     # -- by requests and length ----------------------------------------------------------------
 
-    def _grid(
-        self, table: str, keys: Iterable[Any], heads: str, prompts: bool
-    ) -> SequenceCover:
-        by_heads = _inner(self._table(table), keys)
-        if heads in by_heads:
-            return _by_requests(by_heads[heads], prompts, exact=True)
-        counts = [int(count) for count in by_heads]
-        if not counts or not min(counts) <= int(heads) <= max(counts):
+    def _of_attention(self, at: dict[str, Any], prompts: bool) -> SequenceCover:
+        equal = {
+            "kv_cache_dtype": at["kv_cache_dtype"],
+            "head_dim": at["head_size"],
+            "window_size": at["window_size"],
+        }
+        # in decode the arithmetic follows the cache
+        equal |= {"attn_dtype": at["fmha_quant_mode"]} if prompts else {}
+        key = (prompts, *equal.values())
+        if key not in self._attention:
+            self._attention[key] = self._tables.rows(
+                "context_attention" if prompts else "generation_attention",
+                ("num_heads", "num_key_value_heads", "batch_size", "isl", "step"),
+                **equal,
+            )
+        rows = self._attention[key]
+        alone = at["n_kv"] == at["n"]
+        same = rows[:, 0] == rows[:, 1] if alone else rows[:, 1] == at["n_kv"]
+        rows = rows[same]
+        exact = rows[rows[:, 0] == at["n"]]
+        if len(exact):
+            cover = _by_requests(exact[:, 2], exact[:, 3] + exact[:, 4], exact=True)
+            return replace(cover, window=at["window_size"])
+        heads = rows[:, 0]
+        if not len(rows) or not heads.min() <= at["n"] <= heads.max():
             return SequenceCover()
-        nearest = min(counts, key=lambda count: abs(count - int(heads)))
-        return _by_requests(by_heads[str(nearest)], prompts, exact=False)
+        near = rows[heads == heads[np.argmin(np.abs(heads - at["n"]))]]
+        cover = _by_requests(near[:, 2], near[:, 3] + near[:, 4], exact=False)
+        return replace(cover, window=at["window_size"])
 
-    def _sparse(
-        self, table: str, keys: Iterable[Any], heads: str, prompts: bool
-    ) -> SequenceCover:
+    def _grid(self, table: str, keys: Iterable[Any], heads: str, prompts: bool) -> SequenceCover:
+        by_heads = _inner(self._table(table), keys)
+        return _nested(by_heads[heads], prompts) if heads in by_heads else SequenceCover()
+
+    def _sparse(self, table: str, keys: Iterable[Any], heads: str, prompts: bool) -> SequenceCover:
         """Whichever kernel was measured; for prompts with the fewest cached tokens."""
         for by_heads in _inner(self._table(table), keys).values():
             if heads in by_heads:
                 grid = by_heads[heads]
                 if prompts:
                     grid = grid[min(grid, key=int)]
-                return _by_requests(grid, prompts, exact=True)
+                return _nested(grid, prompts)
         return SequenceCover()
 
 
@@ -228,17 +280,19 @@ def _inner(table: dict[str, Any], keys: Iterable[Any]) -> dict[str, Any]:
     return table
 
 
-def _cover(grid: dict[str, Any]) -> TokenCover:
-    return TokenCover(tuple(sorted(float(point) for point in grid)), exact=bool(grid))
+def _cover(grid: Iterable[float | str]) -> TokenCover:
+    points = tuple(sorted({float(point) for point in grid}))
+    return TokenCover(points, exact=bool(points))
 
 
-def _by_requests(grid: dict[str, Any], prompts: bool, exact: bool) -> SequenceCover:
+def _nested(grid: dict[str, Any], prompts: bool) -> SequenceCover:
     """From rows [length][requests] (prompts) or [requests][length] (decode)."""
-    longest: dict[float, float] = {}
-    lengths: set[float] = set()
-    for outer, rows in grid.items():
-        for inner in rows:
-            length, requests = (outer, inner) if prompts else (inner, outer)
-            lengths.add(float(length))
-            longest[float(requests)] = max(longest.get(float(requests), 0.0), float(length))
-    return SequenceCover(tuple(sorted(longest.items())), frozenset(lengths), exact)
+    pairs = np.array([(float(a), float(b)) for a, rows in grid.items() for b in rows])
+    length, requests = (pairs[:, 0], pairs[:, 1]) if prompts else (pairs[:, 1], pairs[:, 0])
+    return _by_requests(requests, length, exact=True)
+
+
+def _by_requests(requests: Array, length: Array, exact: bool) -> SequenceCover:
+    counts = np.unique(requests)
+    longest = tuple((float(one), float(np.max(length[requests == one]))) for one in counts)
+    return SequenceCover(longest, frozenset(length.tolist()), exact)

@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planner.errors import PlannerError
 from planner.explore.kernels.base import NotCovered
 from planner.explore.model import Model
@@ -84,6 +87,7 @@ class Package:
         self.system, self.backend = system, backend
         self.version = str(self._data.version)
         self._views: dict[str, dict[str, Any]] = {}
+        self._read: dict[str, list[Any]] = {}
 
     @property
     def node(self) -> int:
@@ -91,7 +95,7 @@ class Package:
         return int(self._data.system_spec["node"]["num_gpus_per_node"])
 
     def table(self, name: str) -> dict[str, Any]:
-        """Measured rows as nested dictionaries, keys as text; {} where there are none."""
+        """A small table as nested dictionaries, keys as text; {} where there is none."""
         if name not in self._views:
             from aiconfigurator_core.sdk.engine_table_view import _probe_engine_handle
 
@@ -99,6 +103,43 @@ class Package:
             text = _probe_engine_handle(self._data)._engine.table_view_json(name)
             self._views[name] = json.loads(text) if text else {}
         return self._views[name]
+
+    def rows(self, file: str, columns: Sequence[str], **equal: float | str) -> NDArray[np.float64]:
+        """Columns of the rows of a large table, [rows, columns]; a view of it takes seconds.
+
+        Args:
+            file: "gemm", "moe", "context_attention" or "generation_attention".
+            equal: columns and their values.
+        """
+        import pyarrow.compute as pc
+
+        found = []
+        for table in self._files(file):
+            if not set(columns) <= set(table.column_names):
+                continue
+            there = table
+            # numbers first: comparing text takes longest
+            for column, value in sorted(equal.items(), key=lambda one: isinstance(one[1], str)):
+                if column in table.column_names:
+                    there = there.filter(pc.equal(there[column], value))
+            kept = [there[column].to_numpy().astype(np.float64) for column in columns]
+            found.append(np.stack(kept, axis=-1))
+        return np.concatenate(found) if found else np.zeros((0, len(columns)))
+
+    def _files(self, file: str) -> list[Any]:
+        """Its parts in the order in which the package fills one with the next."""
+        if file not in self._read:
+            import pyarrow.parquet as pq
+            from aiconfigurator_core.sdk.operations.base import resolve_op_data_path
+            from aiconfigurator_core.sdk.perf_database import PerfDataFilename
+
+            data = self._data
+            root = str(Path(data.systems_root) / data.system_spec["data_dir"])
+            kind = PerfDataFilename[file]
+            first = resolve_op_data_path(root, data.backend, data.version, kind.value)
+            paths = [path for path, _ in data._build_op_sources(kind, first, root)]
+            self._read[file] = [pq.read_table(path) for path in paths if Path(path).exists()]
+        return self._read[file]
 
     def graph(self, model: Model, tp: int, distribution: str) -> Graph:
         """What runs for a model with attention split over ``tp`` GPUs.
@@ -327,9 +368,7 @@ class Engine:
         call = self._handle.evaluate_generation_ops
         return sum(self._ask(call, indices, batch_size=requests, s=context))
 
-    def context(
-        self, indices: Sequence[int], prompts: int, tokens: int, past: int
-    ) -> list[float]:
+    def context(self, indices: Sequence[int], prompts: int, tokens: int, past: int) -> list[float]:
         """Seconds of each operation of the list "context" for ``tokens`` new tokens of each of
         ``prompts`` with ``past`` tokens in the cache."""
         call = self._handle.evaluate_context_ops

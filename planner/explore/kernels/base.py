@@ -105,7 +105,13 @@ class Time:
 
 
 class NotCovered(PlannerError):
-    """A question outside what was measured; says what, and that ``--allow-extrapolation`` exists."""
+    """A question outside what was measured; says what, and that ``--allow-extrapolation`` exists.
+
+    Attributes:
+        covered: which loads of the question could be answered alone; None: not said.
+    """
+
+    covered: NDArray[np.bool_] | None = None
 
 
 class KernelDB(Protocol):

@@ -27,6 +27,7 @@ from planner.explore.system import Gpu, System, Tier, find_system, with_network
 
 GPU = Gpu("test", 80e9, 1e12, {"bf16": 1e15}, "made up")
 DEEPSEEK = Traffic(7168, 256, 8)
+QUICK = settings(max_examples=30, deadline=None)
 
 
 def system_of(*tiers: tuple[int | None, float, float]) -> System:
@@ -76,12 +77,14 @@ def shared_ports() -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
 # -- fair rates --------------------------------------------------------------------------------
 
 
+@QUICK
 @given(shared_ports())
 def test_no_port_carries_more_than_it_can(case):
     passes, capacities = case
     assert np.all(passes @ fair_rates(passes, capacities) <= capacities * (1 + 1e-9))
 
 
+@QUICK
 @given(shared_ports())
 def test_a_flow_grows_only_at_the_cost_of_one_no_faster(case):
     passes, capacities = case
@@ -110,6 +113,7 @@ def test_a_flow_through_no_port_takes_no_time():
     assert drain_time(np.ones(1), np.zeros((1, 1)), np.ones(1)) == 0
 
 
+@QUICK
 @given(shared_ports(), st.integers(0, 10**6))
 def test_draining_takes_between_the_fullest_port_and_all_ports(case, seed):
     passes, capacities = case
@@ -131,6 +135,7 @@ def test_rates_are_shared_anew_when_a_flow_is_done():
 # -- exchanges ---------------------------------------------------------------------------------
 
 
+@QUICK
 @given(st.floats(1.0, 1e9))
 def test_one_to_one_is_latency_and_bytes_over_bandwidth(size):
     seconds = exchange_time(NODES, [0], [1], [[size]], calibration=NOMINAL)
@@ -181,7 +186,7 @@ def test_meeting_tiers():
     assert meeting_tiers((2, 4, None), [0], [0, 1, 2, 4]).tolist() == [[-1, 0, 1, 2]]
 
 
-@settings(max_examples=40, deadline=None)
+@QUICK
 @given(systems(), sides(10), st.floats(1.0, 1e8))
 def test_classes_are_the_same_as_flow_by_flow(system, gpus, size):
     sources, targets = gpus
@@ -191,7 +196,7 @@ def test_classes_are_the_same_as_flow_by_flow(system, gpus, size):
     assert fast == pytest.approx(exact, rel=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@QUICK
 @given(systems(), st.lists(st.integers(0, 20), min_size=2, max_size=7, unique=True))
 def test_classes_hold_for_gpus_on_both_sides(system, gpus):
     sizes = np.full((len(gpus), len(gpus)), 1e6)
@@ -200,7 +205,7 @@ def test_classes_hold_for_gpus_on_both_sides(system, gpus):
     assert fast == pytest.approx(exact, rel=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@QUICK
 @given(systems(), sides(10), st.integers(0, 2), st.floats(1.0, 10.0))
 def test_more_bandwidth_is_not_slower(system, gpus, tier, factor):
     assume(tier < len(system.tiers))
@@ -211,7 +216,7 @@ def test_more_bandwidth_is_not_slower(system, gpus, tier, factor):
     assert after <= before * (1 + 1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@QUICK
 @given(systems(), sides(10))
 def test_the_way_back_takes_as_long(system, gpus):
     sources, targets = gpus
@@ -344,11 +349,10 @@ def test_kv_between_equal_groups_goes_one_to_one():
     assert seconds == pytest.approx(1e-6 + 4e9 / 100e9)
 
 
+@QUICK
 @given(st.integers(1, 5), st.integers(1, 5))
 def test_kv_between_unequal_groups_is_bound_by_the_smaller(sources, targets):
-    seconds = kv_transfer(
-        FLAT, 6e6, range(sources), range(10, 10 + targets), calibration=NOMINAL
-    )
+    seconds = kv_transfer(FLAT, 6e6, range(sources), range(10, 10 + targets), calibration=NOMINAL)
     assert seconds == pytest.approx(1e-6 + 6e6 / min(sources, targets) / 1e9)
 
 

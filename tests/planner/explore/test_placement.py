@@ -21,12 +21,14 @@ from planner.explore.system import Gpu, System, Tier, find_system
 GPU = Gpu("test", 80e9, 1e12, {"bf16": 1e15}, "made up")
 NODES = System("t", GPU, 8, (Tier("t0", 8, 0.0, 450e9), Tier("t1", None, 0.0, 25e9)))
 DEEPSEEK = Traffic(7168, 256, 8)
+QUICK = settings(max_examples=30, deadline=None)
 
 
 def per_node(gpus: tuple[int, ...], nodes: int) -> list[int]:
     return np.bincount([gpu // 8 for gpu in gpus], minlength=nodes).tolist()
 
 
+@QUICK
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_every_gpu_has_one_side(attention, ffn):
     for placement in placements(NODES, attention, ffn):
@@ -35,6 +37,7 @@ def test_every_gpu_has_one_side(attention, ffn):
         assert len(set(placement.attention + placement.ffn)) == attention + ffn
 
 
+@QUICK
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_paired_and_striped_keep_the_proportion_in_every_node(attention, ffn):
     total = attention + ffn
@@ -46,6 +49,7 @@ def test_paired_and_striped_keep_the_proportion_in_every_node(attention, ffn):
             assert abs(here - size * attention / total) <= loose
 
 
+@QUICK
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_segregated_sides_share_no_node(attention, ffn):
     placement = segregated(NODES, attention, ffn)
@@ -83,7 +87,7 @@ def test_one_node_beats_two():
     assert times["segregated"] > 5 * times["paired"]
 
 
-@settings(max_examples=25, deadline=None)
+@QUICK
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(1, 512))
 def test_the_best_is_the_least_of_all_and_deterministic(attention, ffn, tokens):
     system = find_system("b200_sxm")

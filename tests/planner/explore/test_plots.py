@@ -16,7 +16,9 @@ from tests.planner.explore.explorations import AFD_WINS, NOTHING, exploration, p
 
 def test_a_picture_of_two_questions(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "fronts.png"
-    draw_fronts(file, "chat and coding", {"chat": exploration(AFD_WINS), "none": exploration(NOTHING)})
+    draw_fronts(
+        file, "chat and coding", {"chat": exploration(AFD_WINS), "none": exploration(NOTHING)}
+    )
     from matplotlib import image
 
     pixels = image.imread(file)

@@ -53,6 +53,7 @@ def test_aggregation_that_wins_says_that_disaggregation_does_not_pay() -> None:
 def test_one_level_alone_is_not_said_to_beat_anything() -> None:
     verdict = judge(exploration({Mode.AGGREGATED: point(Mode.AGGREGATED, 10.0)}))
     assert "does not pay" not in verdict.text
+    assert verdict.text.startswith("Aggregation, the one level asked for, holds the targets: 10")
     assert math.isinf(verdict.lead) and verdict.second is None
 
 
