@@ -714,6 +714,7 @@ class Membership:
             self._phase(change, phase, now)
         change.phase = phase
         change.seconds["total"] = now - change.ordered_at
+        change.table = None  # a large model's takes megabytes, and the history is long
         self.history.append(change)
         if self.change is change:
             self.change = None
