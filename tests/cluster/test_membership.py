@@ -298,6 +298,7 @@ def test_a_lost_ffn_actor_is_repaired_by_survivors_and_then_replaced() -> None:
     assert world.core.orphans == 0 and world.core.gone == ()
     assert world.ready("ffn") == ["ffn-0", "ffn-2", "ffn-3"]
     assert [c.order.verb for c in world.core.history] == ["start", "repair", "replace"]
+    assert all(c.table is None for c in world.core.history), "a history of tables would not fit"
 
 
 def test_with_replicas_a_loss_leaves_no_orphans() -> None:
