@@ -70,6 +70,35 @@ def decode(
 
 
 @app.command(
+    epilog="One thread: attention and experts at once, a core each; then what handing over costs. "
+    "Two threads: each by itself on both cores. 'python -m benchmarks.planner_two_cores' predicts "
+    "from what it writes whether AFD pays on two cores. All models take about six minutes; "
+    "needs no deployment."
+)
+def kernels(
+    json_file: JsonFile = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Of the bench models; repeatable.  [default: all]")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="For each of four parts of a model.")
+    ] = 15.0,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Engines compile their models, as vLLM's default.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few settings, to see it work.")] = False,
+) -> None:
+    """Step times of attention and of experts by batch, context, tokens and experts held."""
+    from benchmarks import kernels as benchmark
+
+    effort = benchmark.QUICK if quick else benchmark.Effort(seconds=seconds)
+    try:
+        benchmark.run(json_file, models=model or (), effort=effort, compiled=compiled)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@app.command(
     epilog="Starts a deployment of the embedded model in float32, runs every request once "
     "undisturbed, then 1A1F -> 2A1F -> 2A3F -> 1A2F -> 3A1F -> 1A1F and a flip each way under "
     "load, and compares every token. Takes the deployment down. Exit code 1 when a request failed, "

@@ -2,7 +2,7 @@
 
 "Agg+AFD" of arXiv 2605.28302. A replica is a split (``afd_split``); its step is the overlap of four
 stages (``stages``, ``overlap``); the schedule of chunks and the wait for the first token are those
-of aggregation (``chunked``). With prefill apart see ``pd_afd``.
+of ``aggregated``. With prefill apart see ``pd_afd``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import numpy as np
 
 from planner.explore.afd_memory import attention_bytes, ffn_bytes, most_requests, room
 from planner.explore.afd_split import AfdSplit, chunks_of, settings
-from planner.explore.afd_table import Hope, Table, point_of
-from planner.explore.chunked import chunked
-from planner.explore.found import Found, Reach
-from planner.explore.points import Mode
+from planner.explore.afd_table import AfdRows, Hope, Table
+from planner.explore.aggregated import corrections_of, outcome, plan_of
+from planner.explore.found import Reach
 from planner.explore.stages import Stages, micro
 
 
@@ -29,7 +28,7 @@ class Rank:
 
     Attributes:
         given: settings that fit the memory of the attention side.
-        plan: their schedule of chunks.
+        plan, fixes: their schedule of chunks, and what the engine does to it.
         mixed, plain: a micro-batch of their steps with and without prompt tokens.
         mixed_attention, plain_attention: seconds of it in attention.
         reach: what was lacking where none fits.
@@ -42,13 +41,14 @@ class Rank:
         # at least one slot decodes while others' prompts are computed, but for a single one
         prompts = np.ceil(given.chunk / shape.prompt)
         given = given.where(prompts <= np.maximum(given.batch - 1, 1))
-        tokens = chunked(shape, given.batch, given.chunk).decode + given.chunk
+        self.fixes = corrections_of(stages.db)
+        tokens = plan_of(question, given.batch, given.chunk, self.fixes).decode + given.chunk
         used, allowed = attention_bytes(question, tp, given.batch, tokens), room(question)[0]
         self.reach = Reach(memory=float(used.min()), room=allowed)
         self.given = given.where(used <= allowed)
         if len(self.given):
             self.reach = Reach()
-        self.plan = chunked(shape, self.given.batch, self.given.chunk)
+        self.plan = plan_of(question, self.given.batch, self.given.chunk, self.fixes)
         self.mixed = micro(self.plan.decode, self.given.chunk, self.given.lanes)
         self.plain = micro(self.given.batch, 0.0 * self.given.batch, self.given.lanes)
         self.mixed_attention = stages.attention(tp, self.mixed)
@@ -76,12 +76,8 @@ def evaluate(
         # no step is shorter than attention alone
         mixed = rank.mixed.lanes * rank.mixed_attention
         plain = rank.plain.lanes * rank.plain_attention
-        alone = hope.matters(
-            rank.plan.ttft(mixed),
-            rank.plan.tpot(mixed, plain),
-            ranks * rank.plan.rate(mixed, plain),
-            replicas * split.gpus,
-        )
+        ttft, tpot, rate = outcome(question, rank.plan, mixed, plain, rank.fixes)
+        alone = hope.matters(ttft, tpot, ranks * rate, replicas * split.gpus)
     tokens = np.maximum(rank.plan.decode + rank.given.chunk, rank.given.batch)
     used, allowed = ffn_bytes(question, split, tokens), room(question)[1]
     if hope is not None and len(used) and used.min() > allowed:
@@ -90,20 +86,21 @@ def evaluate(
     if not chosen.any():
         return None
     plan = rank.plan.where(chosen)
-    mixed = stages.step(split, rank.mixed.where(chosen), rank.mixed_attention[chosen])
-    plain = stages.step(split, rank.plain.where(chosen), rank.plain_attention[chosen])
-    form = question.options.overlap
-    long, short = getattr(mixed, form), getattr(plain, form)
+    long = stages.step(split, rank.mixed.where(chosen), rank.mixed_attention[chosen])
+    short = stages.step(split, rank.plain.where(chosen), rank.plain_attention[chosen])
+    by_form = {
+        "paper": outcome(question, plan, long.paper, short.paper, rank.fixes),
+        "safe": outcome(question, plan, long.safe, short.safe, rank.fixes),
+    }
+    ttft, tpot, rate = by_form[question.options.overlap]
     return Table(
-        mode=Mode.AFD,
         split=split,
         replicas=replicas,
         given=rank.given.where(chosen),
-        ttft=plan.ttft(long),
-        tpot=plan.tpot(long, short),
-        tpot_paper=plan.tpot(mixed.paper, plain.paper),
-        tpot_safe=plan.tpot(mixed.safe, plain.safe),
-        rate=ranks * plan.rate(long, short),
+        ttft=ttft,
+        tpot=tpot,
+        tpot_safe=by_form["safe"][1],
+        rate=ranks * rate,
     )
 
 
@@ -114,7 +111,7 @@ def explore_afd(
     *,
     prune: bool = True,
     ranks: dict[int, Rank] | None = None,
-) -> Found:
+) -> AfdRows:
     """Best and front over splits of replicas.
 
     Args:
@@ -136,4 +133,4 @@ def explore_afd(
         table = evaluate(stages, rank, split, gpus // split.gpus, hope)
         if table is not None:
             hope.take(table)
-    return hope.found(lambda table, row: point_of(stages, table, row), stages.refusal)
+    return hope.rows(stages.refusal)

@@ -5,14 +5,15 @@ A search looks at millions of rows and reports a few dozen, so only those become
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from planner.explore.afd_memory import attention_bytes, ffn_bytes, room
 from planner.explore.afd_split import AfdSplit, Settings
-from planner.explore.found import Found, Reach
+from planner.explore.found import NOWHERE, Found, Reach
 from planner.explore.kernels.base import Array, Provenance
 from planner.explore.pareto import front_indices
 from planner.explore.points import Group, Mode, Point, Targets
@@ -24,26 +25,96 @@ class Table:
     """Configurations of one split, evaluated; arrays of one length, nan where nothing is known.
 
     Args:
-        mode, split, replicas: of the system.
+        split, replicas: of the system.
         given: batch, lanes, chunk.
         ttft, tpot: seconds.
-        tpot_paper, tpot_safe: TPOT by both forms of the overlap.
+        tpot_safe: TPOT by the safe bound.
         rate: output tokens per second of the system.
     """
 
-    mode: Mode
     split: AfdSplit
     replicas: int
     given: Settings
     ttft: Array
     tpot: Array
-    tpot_paper: Array
     tpot_safe: Array
     rate: Array
 
     @property
     def gpus(self) -> int:
         return self.replicas * self.split.gpus
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration that is worth to be reported; fields as in ``Table`` and ``Point``."""
+
+    split: tuple[int, int, int, int]
+    replicas: int
+    batch: int
+    lanes: int
+    chunk: int
+    ttft: float
+    tpot: float
+    safe: float
+    rate: float
+
+    @property
+    def gpus(self) -> int:
+        return self.replicas * AfdSplit(*self.split).gpus
+
+
+@dataclass(frozen=True)
+class AfdRows:
+    """What a part of the search found: ``Found`` before points are made."""
+
+    best: Row | None = None
+    front: tuple[Row, ...] = ()
+    reach: Reach = NOWHERE
+    evaluated: int = 0
+
+    def data(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "best": None if self.best is None else vars(self.best),
+            "front": [vars(row) for row in self.front],
+            "reach": vars(self.reach),
+            "evaluated": self.evaluated,
+        }
+
+    @staticmethod
+    def read(data: Mapping[str, Any]) -> AfdRows:
+        """What ``data`` gave."""
+        return AfdRows(
+            None if data["best"] is None else _read_row(data["best"]),
+            tuple(_read_row(row) for row in data["front"]),
+            Reach(**data["reach"]),
+            data["evaluated"],
+        )
+
+
+def _read_row(data: Mapping[str, Any]) -> Row:
+    return Row(**{**data, "split": tuple(data["split"])})
+
+
+def found_of_rows(stages: Stages, parts: Iterable[AfdRows]) -> Found:
+    """All parts merged, with points made of the rows."""
+    parts = list(parts)
+    reach = NOWHERE
+    for part in parts:
+        reach |= part.reach
+    bests = [part.best for part in parts if part.best is not None]
+    best = max(bests, key=lambda row: (row.rate, -row.gpus, -row.tpot), default=None)
+    rows = [row for part in parts for row in part.front]
+    kept = front_indices(
+        np.array([1.0 / row.tpot for row in rows]), np.array([row.rate / row.gpus for row in rows])
+    )
+    return Found(
+        None if best is None else point_of(stages, best),
+        tuple(point_of(stages, rows[i]) for i in kept),
+        reach,
+        sum(part.evaluated for part in parts),
+    )
 
 
 @dataclass
@@ -57,7 +128,7 @@ class Hope:
 
     targets: Targets
     prune: bool = True
-    reach: Reach = Reach()
+    reach: Reach = NOWHERE
     evaluated: int = 0
     best: tuple[Table, int] | None = None
     _rows: list[tuple[Table, int]] = field(default_factory=list)
@@ -108,38 +179,53 @@ class Hope:
         self._rows = [rows[i] for i in kept]
         self._users, self._rates = all_users[kept], all_rates[kept]
 
-    def found(self, make: Callable[[Table, int], Point], missing: str = "") -> Found:
-        """All of it, with points made of the rows."""
-        return Found(
-            None if self.best is None else make(*self.best),
-            tuple(make(*row) for row in self._rows),
+    def rows(self, missing: str = "") -> AfdRows:
+        """All of it, light."""
+        return AfdRows(
+            None if self.best is None else _row(*self.best),
+            tuple(_row(*one) for one in self._rows),
             self.reach | Reach(missing=missing),
             self.evaluated,
         )
+
+
+def _row(table: Table, row: int) -> Row:
+    given, split = table.given, table.split
+    return Row(
+        split=(split.tp, split.dp, split.moe_tp, split.ep),
+        replicas=table.replicas,
+        batch=int(given.batch[row]),
+        lanes=int(given.lanes[row]),
+        chunk=int(given.chunk[row]),
+        ttft=float(table.ttft[row]),
+        tpot=float(table.tpot[row]),
+        safe=float(table.tpot_safe[row]),
+        rate=float(table.rate[row]),
+    )
 
 
 def _worth(table: Table, row: int) -> tuple[float, float, float]:
     return float(table.rate[row]), -float(table.gpus), -float(table.tpot[row])
 
 
-def point_of(stages: Stages, table: Table, row: int) -> Point:
+def point_of(stages: Stages, row: Row) -> Point:
     """A row with all that is to be said about it."""
-    given, split = table.given, table.split
-    batch, lanes, chunk = (float(x[row]) for x in (given.batch, given.lanes, given.chunk))
-    work = micro(np.array([batch]), np.zeros(1), np.array([lanes]))
+    split = AfdSplit(*row.split)
+    batch = np.array([float(row.batch)])
+    work = micro(batch, 0.0 * batch, np.array([float(row.lanes)]))
     stage = stages.parts(split, work, stages.attention(split.tp, work))
-    parts = {name: float(x[0]) * lanes for name, x in stage.items()}
+    parts = {name: float(seconds[0] * work.lanes[0]) for name, seconds in stage.items()}
     return Point(
-        mode=table.mode,
-        groups=groups_of(stages, split, table.replicas, batch, batch + chunk),
-        batch=int(batch),
-        concurrency=table.replicas * split.dp * batch,
-        ttft=float(table.ttft[row]),
-        tpot=float(table.tpot[row]),
-        tokens_per_s=float(table.rate[row]),
-        chunk=int(chunk),
-        lanes=int(lanes),
-        tpot_safe=float(table.tpot_safe[row]),
+        mode=Mode.AFD,
+        groups=groups_of(stages, split, row.replicas, row.batch, row.batch + row.chunk),
+        batch=row.batch,
+        concurrency=float(row.replicas * split.dp * row.batch),
+        ttft=row.ttft,
+        tpot=row.tpot,
+        tokens_per_s=row.rate,
+        chunk=row.chunk,
+        lanes=row.lanes,
+        tpot_safe=row.safe,
         parts=parts,
         shares=shares_of(stages, split, work, parts),
         placement=stages.placement(split, float(work.tokens[0])),

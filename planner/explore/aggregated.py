@@ -8,7 +8,7 @@ of a prompt is computed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -163,7 +163,7 @@ def evaluate(
     ]
     batch, chunk = np.array(given, float).reshape(-1, 2).T
     fixes = corrections_of(steps.db)
-    plan = _plan(shape, batch, chunk, fixes)
+    plan = plan_of(question, batch, chunk, fixes)
     used = room.used(batch, np.maximum(plan.decode + chunk, batch))
     fits = used <= room.allowed
     least = float(np.min(used, initial=np.inf))
@@ -176,11 +176,7 @@ def evaluate(
     # where every step carries a chunk, plain ones don't matter
     plain = np.where(plan.plain > 0, plain, 0.0)
     replicas = max(1, question.gpus // split.gpus)
-    ttft = (mixed * plan.passes + fixes.per_layer * question.model.layers) * plan.queue
-    tpot, rate = _tpot(plan, mixed, plain, fixes.drain), plan.rate(mixed, plain)
-    if fixes.littles_law:
-        latency = ttft + tpot * plan.tokens
-        rate = np.minimum(rate, plan.batch * plan.tokens / latency)
+    ttft, tpot, rate = outcome(question, plan, mixed, plain, fixes)
     return Evaluated(split, replicas, plan, chunk, ttft, tpot, rate * replicas * split.dp, reach)
 
 
@@ -240,20 +236,38 @@ def point_of(steps: Steps, found: Evaluated, row: int) -> Point:
     )
 
 
-def _plan(shape: Shape, batch: Array, chunk: Array, fixes: Corrections) -> Chunked:
-    plan = chunked(shape, batch, chunk)
-    if not fixes.one_prompt:
-        return plan
-    decoding = np.maximum(batch - np.ceil(chunk / shape.prompt), 1.0)
-    return Chunked(
-        batch=plan.batch,
-        mixed=plan.mixed,
-        plain=plan.plain,
-        decode=np.where(batch > 1, decoding, 0.0),
-        passes=plan.passes,
-        queue=np.minimum(1.0 + np.log2(np.maximum(batch, 1.0)) / 8.0, 2.0),
-        tokens=plan.tokens,
-    )
+def plan_of(question: Question, batch: Array, chunk: Array, fixes: Corrections) -> Chunked:
+    """The schedule as an engine has it; with AFD too."""
+    plan = chunked(question.shape, batch, chunk)
+    if fixes.one_prompt:
+        decoding = np.maximum(batch - np.ceil(chunk / question.shape.prompt), 1.0)
+        plan = replace(
+            plan,
+            decode=np.where(batch > 1, decoding, 0.0),
+            queue=np.minimum(1.0 + np.log2(np.maximum(batch, 1.0)) / 8.0, 2.0),
+        )
+    if not question.options.queueing:
+        plan = replace(plan, queue=np.ones_like(plan.queue))
+    return plan
+
+
+def outcome(
+    question: Question, plan: Chunked, mixed: Array, plain: Array, fixes: Corrections
+) -> tuple[Array, Array, Array]:
+    """What a schedule comes to on one attention rank; with AFD too.
+
+    Args:
+        mixed, plain: seconds of its steps with and without prompt tokens.
+
+    Returns:
+        TTFT and TPOT in seconds, output tokens per second.
+    """
+    ttft = (mixed * plan.passes + fixes.per_layer * question.model.layers) * plan.queue
+    tpot, rate = _tpot(plan, mixed, plain, fixes.drain), plan.rate(mixed, plain)
+    if fixes.littles_law:
+        latency = ttft + tpot * plan.tokens
+        rate = np.minimum(rate, plan.batch * plan.tokens / latency)
+    return ttft, tpot, rate
 
 
 def _tpot(plan: Chunked, mixed: Array, plain: Array, drain: int) -> Array:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.curves import PiecewiseLinear
 from planner.errors import PlannerError
 from planner.explore.afd_split import AfdSplit
 from planner.explore.kernels.base import Array, KernelDB, Load
@@ -19,7 +20,6 @@ from planner.explore.points import Point
 from planner.explore.question import Question
 from planner.explore.stages import Micro, Stages, micro
 from planner.latency import Latencies
-from planner.curves import PiecewiseLinear
 from planner.lengths import Fixed
 from planner.loads import Closed
 from planner.pairs import Independent

@@ -7,7 +7,7 @@ slots decode. It knows nothing of what a step takes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -39,21 +39,10 @@ class Chunked:
 
     def where(self, mask: np.ndarray) -> Chunked:
         """Those that are chosen."""
-        return Chunked(
-            *(getattr(self, name)[mask] for name in list(self.__dataclass_fields__)[:-1]),
-            tokens=self.tokens,
+        return replace(
+            self,
+            **{f.name: getattr(self, f.name)[mask] for f in fields(self) if f.name != "tokens"},
         )
-
-    def ttft(self, mixed: Array) -> Array:
-        """Seconds to the first token where a mixed step takes ``mixed`` seconds."""
-        return mixed * self.passes * self.queue
-
-    def tpot(self, mixed: Array, plain: Array) -> Array:
-        """Seconds per token after the first, the mean over the steps."""
-        # a single slot never decodes while its own prompt is computed
-        riding = np.where(self.batch > 1, self.mixed, 0.0)
-        steps = riding + self.plain
-        return (mixed * riding + plain * self.plain) / np.maximum(steps, 1.0)
 
     def rate(self, mixed: Array, plain: Array) -> Array:
         """Output tokens per second of the rank."""

@@ -51,6 +51,10 @@ class Reach:
         return self.memory - self.room if math.isfinite(self.memory) else math.inf
 
 
+NOWHERE = Reach()
+"""Of no configurations at all."""
+
+
 @dataclass(frozen=True)
 class Found:
     """The result of one part of the search, or of several merged.
@@ -64,7 +68,7 @@ class Found:
 
     best: Point | None = None
     front: tuple[Point, ...] = ()
-    reach: Reach = Reach()
+    reach: Reach = NOWHERE
     evaluated: int = 0
 
     def data(self) -> dict[str, Any]:
@@ -91,7 +95,7 @@ class Found:
 def merged(parts: Iterable[Found]) -> Found:
     """All of them as one."""
     parts = list(parts)
-    reach = Reach()
+    reach = NOWHERE
     for part in parts:
         reach |= part.reach
     return Found(
@@ -108,7 +112,7 @@ def better(*points: Point | None) -> Point | None:
     return max(there, key=lambda p: (p.tokens_per_s, -p.gpus, -p.tpot), default=None)
 
 
-def of_points(points: Iterable[Point], targets: Targets, reach: Reach = Reach()) -> Found:
+def of_points(points: Iterable[Point], targets: Targets, reach: Reach = NOWHERE) -> Found:
     """What a mode that lists its points found.
 
     Args:
@@ -123,5 +127,3 @@ def of_points(points: Iterable[Point], targets: Targets, reach: Reach = Reach())
     )
     held = better(*(point for point in points if point.meets(targets)))
     return Found(held, front(points), reach | near, len(points))
-
-

@@ -51,8 +51,9 @@ def overlapped(stages: Sequence[ArrayLike], lanes: ArrayLike, layers: int) -> Ov
     """
     if not stages:
         raise PlannerError("no stages are given; expected the seconds of each")
-    if layers < 1 or np.any(np.asarray(lanes) < 1):
-        raise PlannerError(f"layers is {layers}, lanes {lanes}; expected at least 1 of each")
+    least = np.min(lanes)
+    if layers < 1 or least < 1:
+        raise PlannerError(f"layers is {layers}, lanes {least}; expected at least 1 of each")
     times = np.stack(np.broadcast_arrays(*(np.asarray(stage, float) for stage in stages)))
     if np.any(times < 0):
         raise PlannerError("a stage takes less than no time; expected seconds >= 0")

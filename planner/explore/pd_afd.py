@@ -1,4 +1,4 @@
-"""P/D with AFD: prefill and decode in pools of their own, attention and experts apart in one or both.
+"""P/D with AFD: prefill and decode in pools, attention and experts apart in one or both.
 
 "P/D+AFD" of arXiv 2605.28302. This makes the AFD replicas of either pool; plain ones come from
 ``pd``, and ``pools`` matches them.
@@ -17,12 +17,13 @@ from planner.explore.afd_split import AfdSplit, Settings, lanes_of, settings, si
 from planner.explore.afd_table import groups_of, shares_of
 from planner.explore.found import Reach
 from planner.explore.kernels.base import Array
-from planner.explore.pd import MOST_PROMPT_TOKENS
 from planner.explore.pareto import front_indices
+from planner.explore.pd import MOST_PROMPT_TOKENS
 from planner.explore.pools import Details, Pools, Replica
 from planner.explore.stages import Stages, micro
 
 Role = Literal["prefill", "decode"]
+ROLES: tuple[Role, ...] = ("prefill", "decode")
 
 
 class PoolRank:
@@ -54,8 +55,8 @@ class PoolRank:
         self.reach = Reach() if fits.any() else Reach(memory=float(used.min()), room=allowed)
         self.given, self.tokens = given.where(fits), tokens[fits]
         none = 0.0 * self.tokens
-        loads = (none, self.tokens) if role == "prefill" else (self.tokens, none)
-        self.work = micro(*loads, self.given.lanes)
+        decode, prompts = (none, self.tokens) if role == "prefill" else (self.tokens, none)
+        self.work = micro(decode, prompts, self.given.lanes)
         self.attention = stages.attention(tp, self.work)
         # the first token comes with the prompt
         self._steps = 1 if role == "prefill" else max(shape.output - 1, 1)
@@ -161,8 +162,8 @@ def describe_afd(stages: Stages, replica: Replica, role: str) -> Details:
     split = AfdSplit(*replica.split)
     batch, lanes = np.array([float(replica.batch)]), np.array([float(replica.lanes)])
     tokens = batch * (stages.question.shape.prompt if role == "prefill" else 1)
-    loads = (0.0 * tokens, tokens) if role == "prefill" else (tokens, 0.0 * tokens)
-    work = micro(*loads, lanes)
+    none = 0.0 * tokens
+    work = micro(none, tokens, lanes) if role == "prefill" else micro(tokens, none, lanes)
     stage = stages.parts(split, work, stages.attention(split.tp, work))
     parts = {name: float(seconds[0] * work.lanes[0]) for name, seconds in stage.items()}
     return Details(

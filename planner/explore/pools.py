@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.explore.found import Found, Reach
+from planner.explore.found import NOWHERE, Found, Reach
 from planner.explore.kernels.base import Array, Provenance
 from planner.explore.pareto import front_indices
 from planner.explore.points import Group, Mode, Point
@@ -81,7 +81,7 @@ class Pools:
 
     prefills: tuple[Replica, ...] = ()
     decodes: tuple[Replica, ...] = ()
-    reach: Reach = Reach()
+    reach: Reach = NOWHERE
     evaluated: int = 0
 
     def data(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Pools:
 def merged_pools(parts: Iterable[Pools]) -> Pools:
     """All of them as one."""
     parts = list(parts)
-    reach = Reach()
+    reach = NOWHERE
     for part in parts:
         reach |= part.reach
     return Pools(
@@ -182,21 +182,21 @@ def match(question: Question, prefills: Sequence[Replica], decodes: Sequence[Rep
     d_gpus = np.array([one.gpus for one in decodes], int)
     p_rate = options.prefill_rate * np.array([one.requests_per_s for one in prefills])
     d_rate = options.decode_rate * np.array([one.requests_per_s for one in decodes])
-    found = []
-    for p in range(len(prefills)):
-        counts = np.arange(1, (gpus - 1) // p_gpus[p] + 1)[:, None]
-        room = (gpus - counts * p_gpus[p]) // d_gpus
-        enough = np.maximum(np.ceil(counts * p_rate[p] / d_rate - 1e-9), 1).astype(int)
-        n, d = np.nonzero(room >= 1)
-        many = room[n, d]
-        fewer = np.minimum(enough[n, d], many)
-        tight = fewer < many
-        found.append((np.full(len(n), p), d, n + 1, many))
-        found.append((np.full(tight.sum(), p), d[tight], n[tight] + 1, fewer[tight]))
-    if not found:
-        found.append(tuple(np.zeros((4, 0), int)))
-    p, d, n_p, n_d = (np.concatenate(column) for column in zip(*found, strict=True))
-    rate = np.minimum(n_p * p_rate[p], n_d * d_rate[d]) if len(p) else np.zeros(0)
+    found: list[tuple[np.ndarray, ...]] = []
+    for one in range(len(prefills)):
+        counts = np.arange(1, (gpus - 1) // p_gpus[one] + 1)[:, None]
+        room = (gpus - counts * p_gpus[one]) // d_gpus
+        enough = np.maximum(np.ceil(counts * p_rate[one] / d_rate - 1e-9), 1).astype(int)
+        count, other = np.nonzero(room >= 1)
+        most = room[count, other]
+        least = np.minimum(enough[count, other], most)
+        fewer = least < most
+        found.append((np.full(len(count), one), other, count + 1, most))
+        found.append((np.full(fewer.sum(), one), other[fewer], count[fewer] + 1, least[fewer]))
+    p, d, n_p, n_d = (
+        np.concatenate([row[column] for row in found] or [np.zeros(0, int)]) for column in range(4)
+    )
+    rate = np.minimum(n_p * p_rate[p], n_d * d_rate[d])
     return Matched(p, d, n_p, n_d, rate, n_p * p_gpus[p] + n_d * d_gpus[d])
 
 

@@ -17,6 +17,7 @@ from planner.explore.system import System
 Fan = Literal["distinct", "paper"]
 Overlap = Literal["paper", "safe"]
 Percentile = Literal["p50", "p99"]
+Network = Literal["calibrated", "nominal"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Options:
         full_duplex: 4 micro-batches where sending and receiving go at once, else 3.
         lanes: the numbers of micro-batches tried; none: 1, 2, and 3 or 4 by ``full_duplex``.
         percentile: of the network's times.
+        network: transfers of AFD at what measured exchanges reach of the links ("calibrated"), or
+            at what the system's tiers say ("nominal", as in the paper).
+        queueing: TTFT of chunked prefill includes the wait behind other prompts (aiconfigurator's
+            factor, 1.9 to 4 with TensorRT-LLM); otherwise it is the prompt's own passage.
         prefill_rate, decode_rate: share of their rate that prefill and decode pools keep when they
             are matched (0.9 and 0.92 in aiconfigurator and the paper).
         pd_ttft: factor on TTFT of P/D (1.8, same source).
@@ -46,6 +51,8 @@ class Options:
     full_duplex: bool = True
     lanes: tuple[int, ...] = ()
     percentile: Percentile = "p50"
+    network: Network = "calibrated"
+    queueing: bool = True
     prefill_rate: float = 0.9
     decode_rate: float = 0.92
     pd_ttft: float = 1.8

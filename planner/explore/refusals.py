@@ -1,4 +1,4 @@
-"""Why a mode holds no configuration within the targets: which limit fails first, and by how much."""
+"""Why a mode holds no configuration within the targets: which limit fails, by how much."""
 
 from __future__ import annotations
 

@@ -90,9 +90,7 @@ def check(question: Question, jobs: int | None = None) -> None:
     """
     options, targets = question.options, question.targets
     if question.gpus < 2:
-        raise PlannerError(
-            f"{question.gpus} GPUs: there is nothing to divide, expected at least 2"
-        )
+        raise PlannerError(f"{question.gpus} GPUs: there is nothing to divide, expected at least 2")
     if not question.modes:
         raise PlannerError(f"no modes to compare, expected some of {', '.join(Mode)}")
     for name, value in (("TTFT", targets.ttft), ("TPOT", targets.tpot)):

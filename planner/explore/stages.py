@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.explore.afd_split import AfdSplit
+from planner.explore.calibration import NOMINAL
 from planner.explore.covered import seconds_where_covered
-from planner.explore.kernels.base import Array, KernelDB, Load, Time
+from planner.explore.kernels.base import Array, KernelDB, Load, NotCovered, Time
 from planner.explore.network import Placement, Traffic, a2f, f2a
 from planner.explore.overlap import Overlapped, overlapped
 from planner.explore.placement import placements, segregated
@@ -58,6 +59,11 @@ class _Exchange:
     @property
     def key(self) -> tuple[float, ...]:
         return self.a2f_latency, self.a2f_slope, self.f2a_latency, self.f2a_slope
+
+    def both(self, tokens: Array) -> float:
+        """Seconds there and back."""
+        there, back = self.seconds(tokens)
+        return float(there[0] + back[0])
 
     def seconds(self, tokens: Array) -> tuple[Array, Array]:
         return (
@@ -107,6 +113,7 @@ class Stages:
         self.ffn_db = ffn_db or db
         self.refusal = ""
         self._experts: dict[tuple[int, int], dict[float, float]] = {}
+        self._uneven: set[tuple[int, int]] = set()
         self._lines: dict[tuple[int, int, int], list[_Exchange]] = {}
         self.traffic = Traffic(
             self.model.hidden,
@@ -158,7 +165,18 @@ class Stages:
             NotCovered: the source knows nothing of some of these loads.
         """
         sides = self.question.options.sides
-        return experts_time(self.ffn_db, self.model, moe_tp, ep, sides, tokens)
+        asked = (self.ffn_db, self.model, moe_tp, ep, sides, tokens)
+        if (moe_tp, ep) in self._uneven:
+            return experts_time(*asked)
+        try:
+            return self.ffn_db.experts(*asked[1:])
+        except NotCovered as error:
+            some = error.covered is not None and error.covered.any()
+            if some or ep & (ep - 1) == 0:
+                raise
+            # a number of groups that wasn't measured
+            self._uneven.add((moe_tp, ep))
+            return experts_time(*asked)
 
     # -- a step --------------------------------------------------------------------------------
 
@@ -196,7 +214,7 @@ class Stages:
     def placement(self, split: AfdSplit, tokens: float) -> str:
         """Name of the one that ``transfers`` takes for a load."""
         sent = np.array([tokens / split.tp])
-        return min(self._exchanges(split), key=lambda line: sum(line.seconds(sent))[0]).name
+        return min(self._exchanges(split), key=lambda line: line.both(sent)).name
 
     def _exchanges(self, split: AfdSplit) -> list[_Exchange]:
         """Per placement on the first nodes."""
@@ -220,6 +238,7 @@ class Stages:
                 ffn_tp=split.moe_tp,
                 ffn_system=self.question.ffn_system,
                 percentile=options.percentile,
+                calibration=NOMINAL if options.network == "nominal" else None,
             )
             for way in (a2f, f2a)
         )

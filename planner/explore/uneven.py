@@ -7,25 +7,16 @@ interpolated by the experts of the fullest rank, and says so.
 
 from __future__ import annotations
 
-from planner.explore.kernels.base import Array, KernelDB, NotCovered, Provenance, Sides, Time
+from planner.explore.kernels.base import Array, KernelDB, Provenance, Sides, Time
 from planner.explore.model import Model
 
 
-def experts_time(
-    db: KernelDB, model: Model, tp: int, ep: int, sides: Sides, tokens: Array
-) -> Time:
-    """``KernelDB.experts`` for any number of expert groups up to the experts.
+def experts_time(db: KernelDB, model: Model, tp: int, ep: int, sides: Sides, tokens: Array) -> Time:
+    """``KernelDB.experts`` between the powers of two around a number of expert groups.
 
     Raises:
-        NotCovered: neither this split nor the powers of two around it are covered.
+        NotCovered: not both of them are covered.
     """
-    if ep & (ep - 1) == 0:
-        return db.experts(model, tp, ep, sides, tokens)
-    try:
-        return db.experts(model, tp, ep, sides, tokens)
-    except NotCovered as error:
-        if error.covered is not None and error.covered.any():
-            raise  # the split was measured, and some of these loads weren't
     below = 1 << (ep.bit_length() - 1)
     above = min(2 * below, model.experts)
     held, most, least = (-(-model.experts // groups) for groups in (ep, below, above))

@@ -11,11 +11,12 @@ from typing import Any
 
 from planner.explore.afd import Rank, explore_afd
 from planner.explore.afd_split import AfdSplit, replica_sizes, splits_of
+from planner.explore.afd_table import AfdRows, found_of_rows
 from planner.explore.aggregated import explore_aggregated
 from planner.explore.found import Found, merged
 from planner.explore.kernels.base import KernelDB
 from planner.explore.pd import describe_plain, plain_pools
-from planner.explore.pd_afd import PoolRank, Role, afd_replicas, describe_afd
+from planner.explore.pd_afd import ROLES, PoolRank, Role, afd_replicas, describe_afd
 from planner.explore.points import Mode
 from planner.explore.pools import (
     Details,
@@ -41,7 +42,7 @@ class Unit:
     """A part of the search.
 
     Args:
-        kind: "aggregated", "afd", "plain pools", "afd prefill", "afd decode".
+        kind: "aggregated", "afd", "plain pools", "afd pools".
         size: GPUs of a replica; 0: all sizes.
         part, parts: every ``parts``-th split from ``part`` on.
     """
@@ -80,8 +81,7 @@ def units_of(question: Question) -> list[Unit]:
         units += _afd_units(question, "afd", replica_sizes(gpus))
     if Mode.PD_AFD in modes:
         sizes = [size for size in pool_sizes(gpus, question.system.node) if size > 1]
-        units += _afd_units(question, "afd decode", sizes)
-        units += _afd_units(question, "afd prefill", sizes)
+        units += _afd_units(question, "afd pools", sizes)
     if Mode.PD_AFD in modes or Mode.PD in modes:
         units += [Unit("plain pools")]
     if Mode.AGGREGATED in modes:
@@ -115,7 +115,7 @@ class Worker:
         self._steps = Steps(setup.question, setup.db)
         self._ranks: dict[int, Rank] = {}
         self._details: dict[tuple[Replica, str], Details] = {}
-        self._pool_ranks: dict[str, dict[int, PoolRank]] = {"prefill": {}, "decode": {}}
+        self._pool_ranks: dict[Role, dict[int, PoolRank]] = {role: {} for role in ROLES}
 
     def work(self, unit: Unit) -> dict[str, Any]:
         """What a unit finds, as plain data."""
@@ -128,9 +128,10 @@ class Worker:
         if unit.kind == "afd":
             gpus = self._question.gpus
             return explore_afd(self._stages, splits, gpus, prune=prune, ranks=self._ranks).data()
-        role: Role = "prefill" if unit.kind == "afd prefill" else "decode"
-        ranks = self._pool_ranks[role]
-        return afd_replicas(self._stages, splits, role, prune=prune, ranks=ranks).data()
+        return merged_pools(
+            afd_replicas(self._stages, splits, role, prune=prune, ranks=self._pool_ranks[role])
+            for role in ROLES
+        ).data()
 
     def _aggregated(self) -> dict[str, Any]:
         return explore_aggregated(
@@ -154,13 +155,12 @@ class Worker:
 
     def found(self, mode: Mode, results: Mapping[Unit, Mapping[str, Any]]) -> Found:
         """What all units together found for a mode."""
-        if mode in (Mode.AGGREGATED, Mode.AFD):
-            return merged(
-                Found.read(data) for unit, data in results.items() if unit.kind == mode.value
-            )
-        kinds = {"plain pools"}
-        if mode is Mode.PD_AFD:
-            kinds |= {"afd prefill", "afd decode"}
+        if mode is Mode.AGGREGATED:
+            return merged(Found.read(d) for unit, d in results.items() if unit.kind == "aggregated")
+        if mode is Mode.AFD:
+            rows = (AfdRows.read(d) for unit, d in results.items() if unit.kind == "afd")
+            return found_of_rows(self._stages, rows)
+        kinds = {"plain pools"} if mode is Mode.PD else {"plain pools", "afd pools"}
         pools = merged_pools(
             Pools.read(data) for unit, data in results.items() if unit.kind in kinds
         )

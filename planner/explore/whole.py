@@ -39,19 +39,19 @@ class Steps:
     missing: str = ""
 
     def __post_init__(self) -> None:
-        self._attention: dict[tuple[int, bytes], Array] = {}
+        self._attention: dict[tuple[int, int, bytes], Array] = {}
 
     def seconds(self, split: Split, load: Load) -> Array:
         """Of each load, one dimension; nan where nothing is known."""
-        tokens = load.tokens
-        known = self._rank(split.tp, load)
+        db, tokens = self._kernels(split), load.tokens
+        known = self._rank(db, split.tp, load)
         model, moe = self.question.model, (split.moe_tp, split.ep)
         known = known + self._asked(
-            lambda chosen: self.db.experts(model, *moe, _SIDES, split.dp * tokens[chosen]),
+            lambda chosen: db.experts(model, *moe, _SIDES, split.dp * tokens[chosen]),
             np.isfinite(known),
         )
         return known + self._asked(
-            lambda chosen: self.db.exchange(model, split.tp, split.dp, *moe, tokens[chosen]),
+            lambda chosen: db.exchange(model, split.tp, split.dp, *moe, tokens[chosen]),
             np.isfinite(known),
         )
 
@@ -61,21 +61,29 @@ class Steps:
         Raises:
             NotCovered: nothing is known of some of these loads.
         """
-        model, tokens = self.question.model, load.tokens
+        db, model, tokens = self._kernels(split), self.question.model, load.tokens
         moe = (split.moe_tp, split.ep)
         return {
-            "attention": self.db.attention(model, split.tp, _SIDES, load),
-            "ffn": self.db.experts(model, *moe, _SIDES, split.dp * tokens),
-            "exchange": self.db.exchange(model, split.tp, split.dp, *moe, tokens),
+            "attention": db.attention(model, split.tp, _SIDES, load),
+            "ffn": db.experts(model, *moe, _SIDES, split.dp * tokens),
+            "exchange": db.exchange(model, split.tp, split.dp, *moe, tokens),
         }
 
-    def _rank(self, tp: int, load: Load) -> Array:
-        """Attention: the same whatever the number of ranks and the split of the experts."""
+    def _kernels(self, split: Split) -> KernelDB:
+        """What GPUs run that do both sides, where the source knows that to differ."""
+        replica = getattr(self.db, "replica", None)
+        if replica is None:
+            return self.db
+        kernels: KernelDB = replica(self.question.model, split.tp, split.dp, split.moe_tp, split.ep)
+        return kernels
+
+    def _rank(self, db: KernelDB, tp: int, load: Load) -> Array:
+        """Attention: mostly the same whatever the number of ranks and the split of the experts."""
         columns = np.stack(np.broadcast_arrays(*(getattr(load, f.name) for f in fields(load))))
-        key = (tp, columns.tobytes())
+        key = (id(db), tp, columns.tobytes())
         if key not in self._attention:
             self._attention[key] = self._asked(
-                lambda chosen: self.db.attention(
+                lambda chosen: db.attention(
                     self.question.model, tp, _SIDES, Load(*columns[:, chosen])
                 ),
                 np.ones(columns.shape[1], bool),

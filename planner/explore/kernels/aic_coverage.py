@@ -119,6 +119,7 @@ class Coverage:
         find = {
             "Gemm": self._of_gemm,
             "Moe": self._of_moe,
+            "MoeExpertCompute": self._of_expert_compute,
             "MlaBmm": self._of_bmm,
             "CustomAllReduce": self._of_all_reduce,
             "MoeDispatch": self._of_dispatch,
@@ -134,7 +135,7 @@ class Coverage:
     def sequence(self, op: Op) -> SequenceCover:
         """Of attention."""
         kind, at = next(iter(op.items()))
-        prompts = kind in ("ContextAttention", "ContextMla", "MlaModuleContext", "DsaContext")
+        prompts = "Context" in kind
         heads = str(at.get("n", at.get("num_heads")))
         cache = at["kv_cache_dtype"]
         first = (at["fmha_quant_mode"],) if prompts else ()
@@ -143,6 +144,9 @@ class Coverage:
         if kind in ("ContextMla", "GenerationMla"):
             table = "_context_mla_data" if prompts else "_generation_mla_data"
             return self._grid(table, (*first, cache), heads, prompts)
+        if kind in ("WideEpContextMla", "WideEpGenerationMla"):
+            table = "_wideep_context_mla_data" if prompts else "_wideep_generation_mla_data"
+            return self._sparse(table, (*first, cache), heads, prompts)
         if kind in ("MlaModuleContext", "MlaModuleGeneration"):
             table = "_context_mla_module_data" if prompts else "_generation_mla_module_data"
             keys = (*first, cache, at["gemm_quant_mode"], at["native_num_heads"])
@@ -191,6 +195,19 @@ class Coverage:
                 found.setdefault((int(tp), int(ep)), []).append(tokens)
             self._moe[key] = found
         return self._moe[key]
+
+    def _of_expert_compute(self, at: dict[str, Any]) -> TokenCover:
+        """Experts behind an all-to-all library; without a table of their own that of any."""
+        for by_quant in self._table("_moe_ep_data").values():
+            keys = (
+                at["quant_mode"], at["workload_distribution"], at["inference_phase"], at["topk"],
+                at["num_experts"], at["num_slots"], at["hidden_size"], at["inter_size"], 1,
+                at["moe_ep_size"],
+            )  # fmt: skip
+            tokens = _inner(by_quant, keys)
+            if tokens:
+                return _cover(tokens)
+        return self._of_moe({**at, "moe_tp_size": 1})
 
     def _of_bmm(self, at: dict[str, Any]) -> TokenCover:
         name = "mla_gen_pre" if at["is_pre"] else "mla_gen_post"

@@ -1,24 +1,26 @@
 """The optional package aiconfigurator-core 0.12: its tables, models and operations as plain data.
 
 Its own model objects say which kernels a model runs and its own engine what they take, so that
-neither is written twice. All imports of the package are here.
+neither is written twice. All imports of the package are here and in ``aic_models``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import PlannerError
+from planner.explore.kernels.aic_engine import Engine
+from planner.explore.kernels.aic_models import formats_of, path_of
 from planner.explore.kernels.base import NotCovered
 from planner.explore.model import Model
 
@@ -29,10 +31,6 @@ PHASES: tuple[Phase, ...] = ("context", "generation")
 Op = dict[str, dict[str, Any]]
 """An operation as the package writes it: its kind, and the fields of that."""
 
-_GEMM = {"bf16": "bfloat16", "fp8": "fp8_block", "mxfp4": "bfloat16", "nvfp4": "nvfp4"}
-_MOE = {"bf16": "bfloat16", "fp8": "fp8_block", "mxfp4": "w4a16_mxfp4", "nvfp4": "nvfp4"}
-_MXFP4_BLACKWELL = "w4a8_mxfp4_mxfp8"  # what TensorRT-LLM runs there, as aiconfigurator takes it
-
 
 @dataclass(frozen=True)
 class Graph:
@@ -40,15 +38,14 @@ class Graph:
 
     Args:
         ops: by phase, in order.
-        sides: of each: "attention", "ffn" or "skip", by its own partition for AFD.
+        sides: of each, those that overlap one by one: "attention", "ffn" or "skip", by its own
+            partition for AFD.
         engine: what its engine has to know besides.
-        moe_format: of the experts' kernels.
     """
 
     ops: Mapping[Phase, Sequence[Op]]
     sides: Mapping[Phase, Sequence[str]]
     engine: Mapping[str, Any]
-    moe_format: str
 
 
 class Package:
@@ -129,7 +126,6 @@ class Package:
     def _files(self, file: str) -> list[Any]:
         """Its parts in the order in which the package fills one with the next."""
         if file not in self._read:
-            import pyarrow.parquet as pq
             from aiconfigurator_core.sdk.operations.base import resolve_op_data_path
             from aiconfigurator_core.sdk.perf_database import PerfDataFilename
 
@@ -138,37 +134,46 @@ class Package:
             kind = PerfDataFilename[file]
             first = resolve_op_data_path(root, data.backend, data.version, kind.value)
             paths = [path for path, _ in data._build_op_sources(kind, first, root)]
-            self._read[file] = [pq.read_table(path) for path in paths if Path(path).exists()]
+            self._read[file] = [_parquet(path) for path in paths if Path(path).exists()]
         return self._read[file]
 
-    def graph(self, model: Model, tp: int, distribution: str) -> Graph:
+    def graph(self, model: Model, tp: int, distribution: str, wide: int = 0) -> Graph:
         """What runs for a model with attention split over ``tp`` GPUs.
 
         Args:
             distribution: of tokens over experts: "power_law" or "balanced".
+            wide: as many GPUs with experts of their own, reached by an all-to-all library (which
+                brings kernels of its own); 0: by collectives.
 
         Raises:
             NotCovered: no such model there, or it can't be split like that.
         """
-        from aiconfigurator_core.sdk import config, models
+        from aiconfigurator_core.sdk import common, config, models
         from aiconfigurator_core.sdk.afd_partition import build_afd_ops_partition
         from aiconfigurator_core.sdk.engine import build_engine_spec_json
 
-        path = _path(model)
+        path = path_of(model)
         asked = config.ModelConfig(
             tp_size=tp,
-            attention_dp_size=1,
+            attention_dp_size=max(wide // tp, 1),
             moe_tp_size=1,
-            moe_ep_size=tp,
+            moe_ep_size=wide or tp,
             workload_distribution=distribution,
             system=self.system,
             num_gpus_per_node=self.node,
-            **self._formats(model),
+            **formats_of(model, self.system, self.backend),
         )
+        if wide:
+            asked.moe_comm_backend = self.libraries(model, max(wide // tp, 1), 1, wide)
+            if self.backend == "sglang" and model.attention.kind == "mla":
+                # its tables say so of the kernels that were measured with DeepEP
+                asked.fmha_quant_mode = common.FMHAQuantMode.fp8_block
+                asked.kvcache_quant_mode = common.KVCacheQuantMode.fp8
         try:
-            models.resolve_context_fmha_by_data(
-                asked, path, self._data, self.backend, is_context_role=True
-            )
+            if asked.fmha_quant_mode is None:
+                models.resolve_context_fmha_by_data(
+                    asked, path, self._data, self.backend, is_context_role=True
+                )
             built = models.get_model(path, asked, self.backend)
             spec = json.loads(
                 build_engine_spec_json(
@@ -183,20 +188,24 @@ class Package:
                     database=self._data,
                 )
             )
+            # it refuses composites that span both sides
+            flat = SimpleNamespace(
+                **{f"{phase}_ops": _apart(getattr(built, f"{phase}_ops")) for phase in PHASES}
+            )
             sides: dict[Phase, list[str]] = {}
             for phase in PHASES:
-                partition = build_afd_ops_partition(built, phase)
+                partition = build_afd_ops_partition(flat, phase)
                 side = {id(op): "skip" for op in partition.skipped_ops}
                 side |= {id(op): "ffn" for op in partition.ffn_ops}
                 side |= {id(op): "attention" for op in partition.attn_ops}
-                sides[phase] = [side[id(op)] for op in getattr(built, f"{phase}_ops")]
+                sides[phase] = [side[id(op)] for op in getattr(flat, f"{phase}_ops")]
         except Exception as error:
             raise NotCovered(
                 f"aiconfigurator-core can't run {model.name} with attention over {tp} GPUs on "
                 f"{self.system}, {self.backend}: {error}"
             ) from error
         ops: dict[Phase, list[Op]] = {phase: spec[f"{phase}_ops"] for phase in PHASES}
-        return Graph(ops, sides, spec["engine"], asked.moe_quant_mode.name)
+        return Graph(ops, sides, spec["engine"])
 
     def all_reduce(self, hidden: int, gpus: int, times: float) -> Op:
         """Sum of the tokens' hidden states over ``gpus``, ``times`` times."""
@@ -204,44 +213,38 @@ class Package:
 
         return _written(operations.CustomAllReduce("all_reduce", times, hidden, gpus))
 
-    def dispatch(
-        self, model: Model, moe_format: str, dp: int, moe_tp: int, ep: int, times: float
-    ) -> list[list[Op]]:
-        """Ways to dispatch and combine, each a list of operations; the fastest counts.
+    def collectives(self, model: Model, dp: int, moe_tp: int, ep: int, times: float) -> list[Op]:
+        """Dispatch and combine by collectives, ``times`` times."""
+        from aiconfigurator_core.sdk import operations
 
-        All-to-all libraries where the package measured them for this model, one for many and one
-        for few tokens, as aiconfigurator chooses; else collectives.
-        """
-        from aiconfigurator_core.sdk import common, operations
-
-        quant = common.MoEQuantMode[moe_format]
-        found = self._libraries(model, quant, dp, moe_tp, ep)
-        if found:
-            return [self._all_to_all(model, quant, *way, ep, times) for way in found]
+        quant = formats_of(model, self.system, self.backend)["moe_quant_mode"]
         shape = (model.hidden, model.top_k, model.experts, moe_tp, ep, dp)
         return [
-            [
-                _written(
-                    operations.MoEDispatch(
-                        "dispatch", times, *shape, before, quant_mode=quant, backend=self.backend
-                    )
+            _written(
+                operations.MoEDispatch(
+                    "dispatch", times, *shape, before, quant_mode=quant, backend=self.backend
                 )
-                for before in (True, False)
-            ]
+            )
+            for before in (True, False)
         ]
 
-    def _libraries(
-        self, model: Model, quant: Any, dp: int, moe_tp: int, ep: int
-    ) -> list[tuple[Phase, str]]:
-        """(phase, library), [] unless there is one for both (aiconfigurator 0.12,
-        ``moe_comm_resolver``)."""
+    def libraries(
+        self, model: Model, dp: int, moe_tp: int, ep: int, stretch: bool = True
+    ) -> dict[str, str]:
+        """All-to-all library by phase, {} unless one was measured for both: the first for many
+        tokens, the second for few (aiconfigurator 0.12, ``moe_comm_resolver``).
+
+        Args:
+            stretch: over several nodes take what was measured on one, where there is nothing else.
+        """
         from aiconfigurator_core.sdk.operations.moe_comm import MOE_A2A_BACKENDS, nodes_for
 
         if moe_tp != 1 or ep <= 1 or (self.backend == "trtllm" and dp <= 1):
-            return []
+            return {}
+        quant = formats_of(model, self.system, self.backend)["moe_quant_mode"]
         nodes = nodes_for(ep, self.node)
         sm = self._data.system_spec["gpu"].get("sm_version")
-        found: list[tuple[Phase, str]] = []
+        found: dict[str, str] = {}
         for phase in PHASES:
             measured = self._data.moe_a2a_coverage(
                 model.hidden, model.top_k, model.experts, quant, phase
@@ -249,7 +252,7 @@ class Package:
             for name, spec in MOE_A2A_BACKENDS.items():
                 pairs = measured.get(name, set())
                 # the table of one node also stands in for several, marked "estimated"
-                stands_in = "deepep" in name and nodes > 1 and (self.node, 1) in pairs
+                stands_in = stretch and "deepep" in name and nodes > 1 and (self.node, 1) in pairs
                 if (
                     self.backend in spec.frameworks
                     and phase in spec.inference_phases
@@ -262,44 +265,9 @@ class Package:
                         sm_version=None if sm is None else int(sm),
                     )
                 ):
-                    found.append((phase, name))
+                    found[phase] = name
                     break
-        return found if len(found) == len(PHASES) else []
-
-    def _all_to_all(
-        self, model: Model, quant: Any, phase: Phase, library: str, ep: int, times: float
-    ) -> list[Op]:
-        from aiconfigurator_core.sdk import operations
-        from aiconfigurator_core.sdk.operations.moe_comm import (
-            MOE_A2A_BACKENDS,
-            communication_dtype_for,
-            nodes_for,
-        )
-
-        return [
-            _written(
-                operations.MoEAllToAll(
-                    f"all_to_all_{part}",
-                    times,
-                    phase=part,
-                    comm_backend=library,
-                    hidden_size=model.hidden,
-                    topk=model.top_k,
-                    num_experts=model.experts,
-                    moe_ep_size=ep,
-                    node_num=nodes_for(ep, self.node),
-                    comm_dtype=communication_dtype_for(
-                        system=self.system,
-                        comm_backend=library,
-                        model_quantization=quant,
-                        communication_phase=part,
-                        inference_phase=phase,
-                    ),
-                    sms=_SMS if library == "deepep_ht" else 0,
-                )
-            )
-            for part in MOE_A2A_BACKENDS[library].comm_phases
-        ]
+        return found if len(found) == len(PHASES) else {}
 
     def engine(self, graph: Graph, ops: Mapping[Phase, Sequence[Op]]) -> Engine:
         """An engine for operations by phase."""
@@ -314,79 +282,23 @@ class Package:
         packed = aiconfigurator_core.engine_spec_bincode_from_json(json.dumps(spec))
         return Engine(EngineHandle(packed), f"{self.system}, {self.backend} {self.version}")
 
-    def _formats(self, model: Model) -> dict[str, Any]:
-        """Kernels for the model's number formats.
 
-        Raises:
-            NotCovered: there are none.
-        """
-        from aiconfigurator_core.sdk import common
-        from aiconfigurator_core.sdk.perf_database import is_blackwell_system
+def _apart(ops: Sequence[Any]) -> list[Any]:
+    """Operations, those that overlap one by one."""
+    from aiconfigurator_core.sdk.operations import OverlapOp
 
-        blackwell = is_blackwell_system(self.system)
-        gemm, moe = _GEMM[model.weight_format], _MOE[model.expert_format]
-        if model.expert_format == "mxfp4" and blackwell and self.backend == "trtllm":
-            moe = _MXFP4_BLACKWELL
-        if not blackwell:  # no 4-bit arithmetic: weights are widened first
-            gemm = gemm.replace("nvfp4", "nvfp4_wo")
-            moe = moe.replace("nvfp4", "nvfp4_wo")
-        if model.kv_bytes not in (1.0, 2.0):
-            raise NotCovered(
-                f"a KV cache of {model.kv_bytes} bytes per element was not measured, "
-                "expected 1 (FP8) or 2 (BF16)"
-            )
-        return {
-            "gemm_quant_mode": common.GEMMQuantMode[gemm],
-            "moe_quant_mode": common.MoEQuantMode[moe],
-            "kvcache_quant_mode": common.KVCacheQuantMode[
-                "fp8" if model.kv_bytes == 1.0 else "bfloat16"
-            ],
-        }
+    return [
+        leaf
+        for op in ops
+        for leaf in (_apart([*op._group_a, *op._group_b]) if isinstance(op, OverlapOp) else [op])
+    ]
 
 
-class Engine:
-    """Times of lists of operations, in seconds.
+@cache
+def _parquet(path: str) -> Any:
+    import pyarrow.parquet as pq
 
-    Args:
-        handle: of the package.
-        where: for refusals.
-    """
-
-    def __init__(self, handle: Any, where: str):
-        self._handle, self._where = handle, where
-
-    def total(self, indices: Sequence[int], tokens: int) -> float:
-        """Seconds of operations of the list "generation" that depend on tokens only, together.
-
-        Raises:
-            NotCovered: nothing was measured that could tell.
-        """
-        return self.total_generation(indices, tokens, 1)
-
-    def total_generation(self, indices: Sequence[int], requests: int, context: int) -> float:
-        """The same for one token of each of ``requests`` with ``context`` tokens in the cache."""
-        call = self._handle.evaluate_generation_ops
-        return sum(self._ask(call, indices, batch_size=requests, s=context))
-
-    def context(self, indices: Sequence[int], prompts: int, tokens: int, past: int) -> list[float]:
-        """Seconds of each operation of the list "context" for ``tokens`` new tokens of each of
-        ``prompts`` with ``past`` tokens in the cache."""
-        call = self._handle.evaluate_context_ops
-        # one at a time: answers to operations of one name are merged
-        return [
-            sum(self._ask(call, [index], batch_size=prompts, s=tokens, prefix=past))
-            for index in indices
-        ]
-
-    def _ask(self, call: Any, indices: Sequence[int], **load: int) -> list[float]:
-        try:
-            rows = call(list(indices), **load)
-        except Exception as error:
-            raise NotCovered(f"not measured on {self._where}: {error}") from error
-        return [1e-3 * row[1] for row in rows]
-
-
-_SMS = 20  # of a GPU that DeepEP's high-throughput kernels take, aiconfigurator's default
+    return pq.read_table(path)
 
 
 def _written(op: Any) -> Op:
@@ -401,42 +313,3 @@ def _without_tables(system: str, backend: str, version: str, why: str) -> Planne
         f"aiconfigurator-core has no kernels of {backend} {version} for {system!r}: {why}; "
         "take --kernels roofline"
     )
-
-
-def _path(model: Model) -> str:
-    """Where the package finds the model's config: by name where it comes along, else a folder."""
-    from aiconfigurator_core.sdk import common
-
-    # never by an unknown name: the package would download it
-    if model.name in common.DefaultHFModels and _same(model):
-        return model.name
-    return _folder(model.name, json.dumps(dict(model.config), sort_keys=True))
-
-
-def _same(model: Model) -> bool:
-    """Whether the package's config of that name says what the model's does."""
-    from aiconfigurator_core.sdk.utils import get_model_config_from_model_path
-
-    there = get_model_config_from_model_path(model.name)
-    return (
-        there["layers"] == model.layers
-        and there["hidden_size"] == model.hidden
-        and there["num_experts"] == model.experts
-        and there["moe_inter_size"] == model.expert_inter
-    )
-
-
-@cache
-def _folder(name: str, config: str) -> str:
-    """A folder with the config, kept as long as the process."""
-    # what the package insists on and no kernel depends on
-    keys = {"max_position_embeddings": 131_072, **json.loads(config)}
-    if not json.loads(config):
-        raise NotCovered(f"{name} comes without a config: aiconfigurator-core needs one")
-    folder = tempfile.TemporaryDirectory(prefix="afflux-plan-")
-    _FOLDERS.append(folder)
-    (Path(folder.name) / "config.json").write_text(json.dumps(keys), encoding="utf-8")
-    return folder.name
-
-
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []

@@ -2,26 +2,32 @@
 
 aiconfigurator's partition for AFD knows two sides and keeps composites whole; here composites are
 taken apart, so that router, shared experts and collectives can be put where ``Sides`` says and
-every measured table is looked at alone. Overlap of the shared experts with the routed ones, which
-it takes for granted in decode, is thereby given up: their times add.
+every measured table is looked at alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from planner.explore.kernels.aic_package import PHASES, Graph, Op, Phase
 from planner.explore.kernels.base import NotCovered
 from planner.explore.model import Model
 
-SEQUENCE = {
-    "ContextAttention", "ContextMla", "MlaModuleContext", "DsaContext",
-    "GenerationAttention", "GenerationMla", "MlaModuleGeneration", "DsaGeneration",
+PROMPT_KINDS = {
+    "ContextAttention", "ContextMla", "MlaModuleContext", "DsaContext", "WideEpContextMla",
 }  # fmt: skip
-"""Kinds that depend on contexts; all others only on the number of tokens."""
-_DROPPED = {"P2P", "MoeDispatch", "MoeAllToAll", "CustomAllReduce", "Nccl"}
-_KNOWN = {"Embedding", "Elementwise", "Gemm", "MlaBmm", "Moe", *SEQUENCE, *_DROPPED}
+"""Attention of prompts."""
+DECODE_KINDS = {
+    "GenerationAttention", "GenerationMla", "MlaModuleGeneration", "DsaGeneration",
+    "WideEpGenerationMla",
+}  # fmt: skip
+"""Attention in decode; all kinds but these two depend only on the number of tokens."""
+_EXPERTS = {"Moe", "MoeExpertCompute"}
+_COLLECTIVES = {"P2P", "MoeDispatch", "CustomAllReduce", "Nccl"}  # made anew for any split
+_OTHERS = {"Embedding", "Elementwise", "Gemm", "MlaBmm", "MoeAllToAll"}
+_KNOWN = PROMPT_KINDS | DECODE_KINDS | _EXPERTS | _COLLECTIVES | _OTHERS
 
 
 @dataclass
@@ -34,7 +40,9 @@ class Parts:
         context, generation: attention of prompts and of decode.
         output: of the tokens that are sampled.
         router, shared: parts of MoE layers that can be on either side.
-        moe: routed experts.
+        experts: routed ones, for many tokens and for few: {"context": ..., "generation": ...}.
+        libraries: of all-to-all, the same.
+        hides_shared: in decode, shared experts run while the routed ones do.
     """
 
     both: list[Op] = field(default_factory=list)
@@ -45,7 +53,9 @@ class Parts:
     output: list[Op] = field(default_factory=list)
     router: list[Op] = field(default_factory=list)
     shared: list[Op] = field(default_factory=list)
-    moe: list[Op] = field(default_factory=list)
+    experts: dict[Phase, list[Op]] = field(default_factory=dict)
+    libraries: dict[Phase, list[Op]] = field(default_factory=dict)
+    hides_shared: bool = False
 
 
 def parts_of(
@@ -62,35 +72,42 @@ def parts_of(
     Raises:
         NotCovered: an operation of a kind that isn't known here.
     """
-    flat = {
-        phase: [
-            (side, leaf)
-            for side, op in zip(graph.sides[phase], graph.ops[phase], strict=True)
-            for leaf in _leaves(op, measured)
-        ]
-        for phase in PHASES
-    }
-    parts = Parts()
+    parts = Parts(hides_shared=any(map(_hides_shared, graph.ops["generation"])))
     seen: dict[Phase, list[tuple[str, Op]]] = {phase: [] for phase in PHASES}
     for phase in PHASES:
-        for side, op in flat[phase]:
+        decode = phase == "generation"
+        apart = [leaf for op in graph.ops[phase] for leaf in _apart(op)]
+        leaves = [
+            (side, leaf)
+            for side, op in zip(graph.sides[phase], apart, strict=True)
+            for leaf in _kernels(op, measured)
+        ]
+        layers = max(_fields(leaf)["scale_factor"] for _, leaf in leaves)
+        for side, given in leaves:
+            op = given
             kind, fields = next(iter(op.items()))
             name = fields["name"].removeprefix(f"{phase}_")
             if kind not in _KNOWN:
                 raise NotCovered(f"{model.name} has {kind} ({name}), which is not sorted yet")
-            if kind in _DROPPED:
+            moe = kind in _EXPERTS or kind == "MoeAllToAll" or (side == "ffn")
+            if moe and not all_moe and fields["scale_factor"] == layers:
+                # the package gives every layer experts
+                share = model.moe_layers / model.layers
+                op = {kind: {**fields, "scale_factor": layers * share}}
+            if kind in _COLLECTIVES:
                 continue
-            if kind in SEQUENCE:
-                (parts.context if phase == "context" else parts.generation).append(op)
-            elif "logits" in name:
-                if phase == "generation":
-                    parts.output.append(op)
-            elif kind == "Moe":
-                if phase == "generation":
-                    parts.moe.append(op)
-            elif side == "ffn":
-                if phase == "generation":
-                    (parts.router if "router" in name else parts.shared).append(op)
+            if kind in PROMPT_KINDS:
+                parts.context.append(op)
+            elif kind in DECODE_KINDS:
+                parts.generation.append(op)
+            elif kind in _EXPERTS:
+                parts.experts.setdefault(phase, []).append(op)
+            elif kind == "MoeAllToAll":
+                parts.libraries.setdefault(phase, []).append(op)
+            elif "logits" in name or side == "ffn":
+                if decode:
+                    part = parts.router if "router" in name else parts.shared
+                    (parts.output if "logits" in name else part).append(op)
             else:
                 seen[phase].append((name, op))
     _by_phase(parts, seen)
@@ -99,20 +116,34 @@ def parts_of(
     return parts
 
 
-def _leaves(op: Op, measured: Callable[[Op], bool]) -> Iterator[Op]:
-    """Operations without composites."""
+def _apart(op: Op) -> Iterator[Op]:
+    """Operations that overlap, one by one."""
     kind, fields = next(iter(op.items()))
     if kind == "Overlap":
         for inner in (*fields["group_a"], *fields["group_b"]):
-            yield from _leaves(inner, measured)
-    elif kind == "Fallback":
-        if measured(fields["primary"]):
-            yield from _leaves(fields["primary"], measured)
-        else:
-            for inner in fields["fallback"]:
-                yield from _leaves(inner, measured)
+            yield from _apart(inner)
     else:
         yield op
+
+
+def _kernels(op: Op, measured: Callable[[Op], bool]) -> Iterator[Op]:
+    """A block, or the kernels it is made of."""
+    kind, fields = next(iter(op.items()))
+    if kind != "Fallback":
+        yield op
+    elif measured(fields["primary"]):
+        yield from _kernels(fields["primary"], measured)
+    else:
+        for inner in fields["fallback"]:
+            yield from _kernels(inner, measured)
+
+
+def _hides_shared(op: Op) -> bool:
+    """Whether it is routed experts beside shared ones."""
+    kind, fields = next(iter(op.items()))
+    return kind == "Overlap" and any(
+        next(iter(inner)) in _EXPERTS for inner in (*fields["group_a"], *fields["group_b"])
+    )
 
 
 def _by_phase(parts: Parts, seen: Mapping[Phase, list[tuple[str, Op]]]) -> None:
@@ -134,19 +165,10 @@ def _alike(one: Op, other: Op) -> bool:
 
 
 def _dense(parts: Parts, model: Model, tp: int) -> None:
-    """Dense layers: no router and experts, one feed-forward instead.
-
-    aiconfigurator gives every layer experts where its scale is the number of all layers.
-    """
+    """Dense layers have one feed-forward instead of router and experts."""
     if not model.dense_layers:
         return
-    gemm = next(iter(parts.shared), None)
-    for group in (parts.router, parts.shared, parts.moe):
-        for index, op in enumerate(group):
-            kind, fields = next(iter(op.items()))
-            if fields["scale_factor"] == model.layers:
-                group[index] = {kind: {**fields, "scale_factor": float(model.moe_layers)}}
-    quant = gemm["Gemm"]["quant_mode"] if gemm and "Gemm" in gemm else "bfloat16"
+    quant = next((_fields(op)["quant_mode"] for op in parts.shared if "Gemm" in op), "bfloat16")
     inter, times = model.dense_inter // tp, float(model.dense_layers)
     common = {"scale_factor": times, "scale_num_tokens": 1, "seq_split": 1}
     shape = {"quant_mode": quant, "low_precision_input": False, "below_grid_sol": False, **common}
@@ -155,3 +177,8 @@ def _dense(parts: Parts, model: Model, tp: int) -> None:
         {"Elementwise": {"name": "dense_act", "bytes_per_token": 6.0 * inter, **common}},
         {"Gemm": {"name": "dense_down", "n": model.hidden, "k": inter, **shape}},
     ]
+
+
+def _fields(op: Op) -> dict[str, Any]:
+    fields: dict[str, Any] = next(iter(op.values()))
+    return fields

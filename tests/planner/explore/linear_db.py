@@ -29,10 +29,7 @@ class LinearDB:
             raise error
         seen = load.past + load.prefill / load.prompts / 2
         seconds = (
-            1e-3
-            + 10e-6 * tokens
-            + 1e-9 * load.decode * load.context
-            + 2e-9 * load.prefill * seen
+            1e-3 + 10e-6 * tokens + 1e-9 * load.decode * load.context + 2e-9 * load.prefill * seen
         )
         return Time({Provenance.MEASURED: seconds / tp})
 

@@ -118,9 +118,7 @@ def test_shares_are_of_all_steps_of_a_request() -> None:
     tokens = 32 * (15 + 512) + 169 * 16
     exchange = 3e-6 * tokens
     mixed, plain = steps_by_hand(15, 512, 1, 344), steps_by_hand(16, 0, 1, 0)
-    assert point.shares[Provenance.ROOFLINE] == pytest.approx(
-        exchange / (32 * mixed + 169 * plain)
-    )
+    assert point.shares[Provenance.ROOFLINE] == pytest.approx(exchange / (32 * mixed + 169 * plain))
 
 
 def test_search_finds_what_listing_finds() -> None:
