@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from planner.explore.found import NOWHERE, Found, Reach
+from planner.explore.handover import TPS, kv_seconds
 from planner.explore.kernels.base import Array, Provenance
 from planner.explore.pareto import front_indices
 from planner.explore.points import Group, Mode, Point
@@ -128,13 +130,17 @@ def pool_sizes(gpus: int, node: int) -> list[int]:
     return sorted(divisors | powers | set(range(node, gpus, node)))
 
 
-def prefills_that_matter(replicas: Sequence[Replica], most_seconds: float) -> list[Replica]:
-    """Of as many GPUs and the same kind: the one with the highest rate, and the one with the
-    highest rate within a time. TTFT is no axis of the front, so no match needs another."""
-    kept: dict[tuple[int, bool, bool], Replica] = {}
+def prefills_that_matter(question: Question, replicas: Sequence[Replica]) -> list[Replica]:
+    """Of as many GPUs, the same TP and kind: the one with the highest rate, and the one with the
+    highest rate that leaves time for the KV cache's way within TTFT. TTFT is no axis of the front,
+    so no match needs another."""
+    allowed, factor = question.targets.ttft, question.options.pd_ttft
+    ways = {tp: max(kv_seconds(question, tp, other) for other in TPS) for tp in TPS}
+    kept: dict[tuple[int, int, bool, bool], Replica] = {}
     for one in replicas:
-        for held in {False, one.seconds <= most_seconds}:
-            key = (one.gpus, one.afd, held)
+        tp = one.split[0]
+        for held in {False, factor * one.seconds + ways[tp] <= allowed}:
+            key = (one.gpus, tp, one.afd, held)
             if key not in kept or one.requests_per_s > kept[key].requests_per_s:
                 kept[key] = one
     return list({id(one): one for one in kept.values()}.values())
@@ -205,13 +211,14 @@ def found_of(question: Question, mode: Mode, pools: Pools, describe: Describe) -
 
     Args:
         mode: P/D+AFD takes matches with AFD in at least one pool only.
-        pools: plain ones for P/D, all for P/D+AFD.
+        pools: plain ones for P/D; for P/D+AFD also AFD ones, or only these
+            (``Options.pd_afd``).
         describe: gives the details of those that end up in points.
     """
     options, targets = question.options, question.targets
     prefills, decodes = list(pools.prefills), list(pools.decodes)
     reach = replace(pools.reach, ttft=pools.reach.ttft * options.pd_ttft)
-    prefills = prefills_that_matter(prefills, targets.ttft / options.pd_ttft)
+    prefills = prefills_that_matter(question, prefills)
     decodes = decodes_that_matter(decodes)
     if not prefills or not decodes:
         return Found(reach=reach, evaluated=pools.evaluated)
@@ -221,7 +228,12 @@ def found_of(question: Question, mode: Mode, pools: Pools, describe: Describe) -
         d_afd = np.array([one.afd for one in decodes])
         found = found.where(p_afd[found.prefill] | d_afd[found.decode])
     tpots = np.array([one.seconds for one in decodes])[found.decode]
+    tp_of = [np.array([one.split[0] for one in side], int) for side in (prefills, decodes)]
+    ways = np.zeros((max(TPS) + 1, max(TPS) + 1))
+    for one, other in product(TPS, TPS):
+        ways[one, other] = kv_seconds(question, one, other)
     ttfts = np.array([ttft_of(question, one) for one in prefills])[found.prefill]
+    ttfts = ttfts + ways[tp_of[0][found.prefill], tp_of[1][found.decode]]
 
     def make(row: int) -> Point:
         pair = prefills[found.prefill[row]], decodes[found.decode[row]]
@@ -240,7 +252,10 @@ def found_of(question: Question, mode: Mode, pools: Pools, describe: Describe) -
 
 
 def ttft_of(question: Question, prefill: Replica) -> float:
-    """Seconds to the first token: prefill with its factor for queueing and hand-over."""
+    """Seconds to the first token: prefill with its factor for queueing and hand-over.
+
+    Without the KV cache's way, see ``kv_seconds``.
+    """
     return prefill.seconds * question.options.pd_ttft
 
 

@@ -17,6 +17,7 @@ from planner.explore.system import System
 Fan = Literal["distinct", "paper"]
 Overlap = Literal["paper", "safe"]
 Percentile = Literal["p50", "p99"]
+PdAfd = Literal["any", "both"]
 Network = Literal["calibrated", "nominal"]
 
 
@@ -40,6 +41,7 @@ class Options:
         prefill_rate, decode_rate: share of their rate that prefill and decode pools keep when they
             are matched (0.9 and 0.92 in aiconfigurator and the paper).
         pd_ttft: factor on TTFT of P/D (1.8, same source).
+        pd_afd: P/D+AFD has AFD in at least one pool ("any"), or in both as in the paper.
         memory_share: of a GPU's memory that may be used.
         allow_extrapolation: outside what was measured.
     """
@@ -56,6 +58,7 @@ class Options:
     prefill_rate: float = 0.9
     decode_rate: float = 0.92
     pd_ttft: float = 1.8
+    pd_afd: PdAfd = "any"
     memory_share: float = 0.9
     allow_extrapolation: bool = False
 

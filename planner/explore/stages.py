@@ -13,13 +13,12 @@ import numpy as np
 from planner.explore.afd_split import AfdSplit
 from planner.explore.calibration import NOMINAL
 from planner.explore.covered import seconds_where_covered
-from planner.explore.kernels.base import Array, KernelDB, Load, NotCovered, Time
-from planner.explore.network import Placement, Traffic, a2f, f2a
+from planner.explore.kernels.base import Array, KernelDB, Load, Time
+from planner.explore.network import Placement, Traffic, a2f, f2a, symmetric_time
 from planner.explore.overlap import Overlapped, overlapped
 from planner.explore.placement import placements, segregated
 from planner.explore.points import Shape
 from planner.explore.question import Question
-from planner.explore.uneven import experts_time
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Stages:
         self.ffn_db = ffn_db or db
         self.refusal = ""
         self._experts: dict[tuple[int, int], dict[float, float]] = {}
-        self._uneven: set[tuple[int, int]] = set()
+        self._reductions: dict[tuple[int, int], tuple[float, float]] = {}
         self._lines: dict[tuple[int, int, int], list[_Exchange]] = {}
         self.traffic = Traffic(
             self.model.hidden,
@@ -165,18 +164,32 @@ class Stages:
             NotCovered: the source knows nothing of some of these loads.
         """
         sides = self.question.options.sides
-        asked = (self.ffn_db, self.model, moe_tp, ep, sides, tokens)
-        if (moe_tp, ep) in self._uneven:
-            return experts_time(*asked)
-        try:
-            return self.ffn_db.experts(*asked[1:])
-        except NotCovered as error:
-            some = error.covered is not None and error.covered.any()
-            if some or ep & (ep - 1) == 0:
-                raise
-            # a number of groups that wasn't measured
-            self._uneven.add((moe_tp, ep))
-            return experts_time(*asked)
+        return self.ffn_db.experts(self.model, moe_tp, ep, sides, tokens)
+
+    def reduction(self, moe_tp: int, ep: int, tokens: Array) -> Array:
+        """Seconds in which the GPUs that share an expert add up what each of them made, all
+        layers: every one is sent its part by the others. No source counts it with the experts."""
+        if moe_tp == 1:
+            return np.zeros_like(tokens)
+        if (moe_tp, ep) not in self._reductions:
+            options = self.question.options
+            group = range(moe_tp)
+            one, two = (
+                symmetric_time(
+                    self.ffn_system,
+                    group,
+                    group,
+                    size,
+                    percentile=options.percentile,
+                    calibration=NOMINAL if options.network == "nominal" else None,
+                )
+                for size in (1.0, 2.0)
+            )
+            # of the tokens, those that a group answers; each of its GPUs gets an equal part
+            bytes_each = self.traffic.f2a_bytes(ep) / ep / moe_tp
+            self._reductions[moe_tp, ep] = (2 * one - two, (two - one) * bytes_each)
+        latency, slope = self._reductions[moe_tp, ep]
+        return self.model.moe_layers * (latency + slope * tokens)
 
     # -- a step --------------------------------------------------------------------------------
 
@@ -187,7 +200,9 @@ class Stages:
             attention: of ``work``: it is the same whatever the other side.
         """
         there, back = self.transfers(split, work.tokens)
-        ffn = self.experts(split.moe_tp, split.ep, split.dp * work.tokens)
+        tokens = split.dp * work.tokens
+        ffn = self.experts(split.moe_tp, split.ep, tokens)
+        ffn = ffn + self.reduction(split.moe_tp, split.ep, tokens)
         return {"attention": attention, "a2f": there, "ffn": ffn, "f2a": back}
 
     def step(self, split: AfdSplit, work: Micro, attention: Array) -> Overlapped:

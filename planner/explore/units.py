@@ -54,7 +54,9 @@ class Unit:
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.size} {self.part}/{self.parts}"
+        """For people, and unique within a search."""
+        size = f", replicas of {self.size} GPUs" if self.size else ""
+        return f"{self.kind}{size}" + (f", {self.part + 1}/{self.parts}" if self.parts > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def units_of(question: Question) -> list[Unit]:
     if Mode.PD_AFD in modes:
         sizes = [size for size in pool_sizes(gpus, question.system.node) if size > 1]
         units += _afd_units(question, "afd pools", sizes)
-    if Mode.PD_AFD in modes or Mode.PD in modes:
+    if Mode.PD in modes or (Mode.PD_AFD in modes and question.options.pd_afd == "any"):
         units += [Unit("plain pools")]
     if Mode.AGGREGATED in modes:
         units += [Unit("aggregated")]
@@ -140,10 +142,9 @@ class Worker:
 
     def _plain_pools(self) -> dict[str, Any]:
         pools = plain_pools(self._question, self._setup.db, self._whole_splits(), self._steps)
-        most = self._question.targets.ttft / self._question.options.pd_ttft
         return replace(
             pools,
-            prefills=tuple(prefills_that_matter(pools.prefills, most)),
+            prefills=tuple(prefills_that_matter(self._question, pools.prefills)),
             decodes=tuple(decodes_that_matter(pools.decodes)),
         ).data()
 
@@ -160,7 +161,9 @@ class Worker:
         if mode is Mode.AFD:
             rows = (AfdRows.read(d) for unit, d in results.items() if unit.kind == "afd")
             return found_of_rows(self._stages, rows)
-        kinds = {"plain pools"} if mode is Mode.PD else {"plain pools", "afd pools"}
+        kinds = {"afd pools"} if mode is Mode.PD_AFD else {"plain pools"}
+        if self._question.options.pd_afd == "any":
+            kinds |= {"plain pools"}
         pools = merged_pools(
             Pools.read(data) for unit, data in results.items() if unit.kind in kinds
         )

@@ -20,6 +20,7 @@ from afflux.main import app
 from afflux.plan_given import duration
 from cluster.spec import load_spec
 from planner.errors import PlannerError
+from planner.explore.kernels import aic
 from planner.explore.points import SHAPES, Mode
 from planner.explore.question import Exploration
 from planner.explore.winner_sensitivity import Moved
@@ -276,6 +277,7 @@ def test_a_missing_extra_says_what_to_install(
     for name in [name for name in sys.modules if name.startswith("aiconfigurator_core")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "aiconfigurator_core", None)
+    aic._opened.cache_clear()
     assert "pip install 'afflux[plan]'" in refused(*but(kernels="aic"))
 
 

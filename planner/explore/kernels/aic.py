@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +60,8 @@ class AicDB:
         backend: whose kernels: TensorRT-LLM, vLLM or SGLang.
         version: of these; "current": the newest complete set.
         allow_extrapolation: answer outside of the tables too; labelled.
+        estimate: answer where no kernel of a shape was measured, by the efficiency of others
+            (the package's HYBRID mode); none: as ``allow_extrapolation``.
         balanced: tokens spread evenly over experts; else as measured in chat traffic, a power law
             (1.01 for DeepSeek, 1.2 for others, aiconfigurator's choice).
         all_moe: take dense layers for MoE layers, as aiconfigurator does.
@@ -76,6 +79,7 @@ class AicDB:
         version: str = "current",
         allow_extrapolation: bool = False,
         *,
+        estimate: bool | None = None,
         balanced: bool = False,
         all_moe: bool = False,
         beyond: Literal["network", "package"] = "network",
@@ -84,8 +88,8 @@ class AicDB:
             raise PlannerError(
                 f"no measured kernels are known of {system.name}; take --kernels roofline"
             )
-        self._package = Package(system.kernels, backend, version, estimate=allow_extrapolation)
-        self._coverage = Coverage(self._package)
+        guess = allow_extrapolation if estimate is None else estimate
+        self._package, self._coverage = _opened(system.kernels, backend, version, guess)
         self.backend = backend
         self.name = f"aiconfigurator-core 0.12: {backend} {self._package.version} on {system.name}"
         self._extrapolate = allow_extrapolation
@@ -312,6 +316,15 @@ class AicDB:
             error.covered = covered
             raise error
         return sums.time()
+
+
+@cache
+def _opened(
+    system: str, backend: Backend, version: str, estimate: bool
+) -> tuple[Package, Coverage]:
+    """Tables, read once per process: it takes seconds."""
+    package = Package(system, backend, version, estimate)
+    return package, Coverage(package)
 
 
 def _with(op: Op, **fields: Any) -> Op:

@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -126,6 +125,7 @@ class Package:
     def _files(self, file: str) -> list[Any]:
         """Its parts in the order in which the package fills one with the next."""
         if file not in self._read:
+            import pyarrow.parquet as pq
             from aiconfigurator_core.sdk.operations.base import resolve_op_data_path
             from aiconfigurator_core.sdk.perf_database import PerfDataFilename
 
@@ -134,7 +134,7 @@ class Package:
             kind = PerfDataFilename[file]
             first = resolve_op_data_path(root, data.backend, data.version, kind.value)
             paths = [path for path, _ in data._build_op_sources(kind, first, root)]
-            self._read[file] = [_parquet(path) for path in paths if Path(path).exists()]
+            self._read[file] = [pq.read_table(path) for path in paths if Path(path).exists()]
         return self._read[file]
 
     def graph(self, model: Model, tp: int, distribution: str, wide: int = 0) -> Graph:
@@ -292,13 +292,6 @@ def _apart(ops: Sequence[Any]) -> list[Any]:
         for op in ops
         for leaf in (_apart([*op._group_a, *op._group_b]) if isinstance(op, OverlapOp) else [op])
     ]
-
-
-@cache
-def _parquet(path: str) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path)
 
 
 def _written(op: Any) -> Op:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from planner.explore.kernels.base import KernelDB, Load
-from planner.explore.network import Traffic, a2f, f2a
+from planner.explore.network import Traffic, a2f, f2a, symmetric_time
 from planner.explore.placement import placements
 from planner.explore.question import Question
 
@@ -75,8 +75,16 @@ def step(
     )
     attention = float(db.attention(model, tp, options.sides, load).seconds[0])
     tokens = decode + prefill
-    ffn = float(db.experts(model, moe_tp, ep, options.sides, np.array([float(dp * tokens)])).seconds[0])
+    ffn = float(
+        db.experts(model, moe_tp, ep, options.sides, np.array([float(dp * tokens)])).seconds[0]
+    )
     traffic = Traffic(model.hidden, model.experts, model.top_k)
+    if moe_tp > 1:
+        # every GPU of a group gets its part of the group's results from the others
+        answered = traffic.copies(ep) / ep * dp * tokens
+        size = answered * model.hidden * 2.0 / moe_tp
+        group = list(range(moe_tp))
+        ffn += model.moe_layers * symmetric_time(question.system, group, group, size)
     there, back = min(
         (
             tuple(

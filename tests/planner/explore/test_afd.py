@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from planner.explore.afd_split import (
 )
 from planner.explore.afd_table import found_of_rows
 from planner.explore.check import afd_of, simulate_point
+from planner.explore.handover import kv_seconds
 from planner.explore.kernels.base import Sides
 from planner.explore.kernels.roofline import RooflineDB
 from planner.explore.model import read_model
@@ -96,12 +99,18 @@ def test_what_is_tried() -> None:
     assert 300 in chunks_of(replace(CHAT, prompt=300))
     sizes = sizes_up_to(1024)
     assert sizes[:16] == list(range(1, 17))
-    assert all(b / a < 1.13 for a, b in zip(sizes[8:], sizes[9:], strict=False))
+    assert all(b / a < 1.13 for a, b in pairwise(sizes[8:]))
 
 
 def test_micro_batches_fall_to_the_batch() -> None:
     given = settings(Options(lanes=(4,)), 9, [0])
-    assert list(zip(given.batch, given.lanes, strict=True)) == [(1, 1), (2, 2), (3, 3), (4, 4), (8, 4)]
+    assert list(zip(given.batch, given.lanes, strict=True)) == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4),
+        (8, 4),
+    ]
 
 
 def best_of(question: Question, split: AfdSplit) -> Point:
@@ -212,7 +221,7 @@ def test_rates_are_matched() -> None:
         replace(SMALL, targets=Targets(1e9, 1e9)),
         Mode.PD_AFD,
         Pools(prefills, decodes),
-        lambda one, role: describe_afd(stages, one, role),
+        partial(describe_afd, stages),
     )
     best = found.best
     assert best is not None
@@ -228,6 +237,53 @@ def test_rates_are_matched() -> None:
     assert {group.role for group in best.groups} == {
         "prefill attention", "prefill ffn", "decode attention", "decode ffn"
     }  # fmt: skip
+
+
+def test_the_kv_cache_s_way_counts_for_ttft() -> None:
+    stages = Stages(SMALL, DB)
+    prefills = afd_replicas(stages, [AfdSplit(2, 1, 1, 1)], "prefill").prefills
+    decodes = afd_replicas(stages, [AfdSplit(1, 1, 1, 1)], "decode").decodes
+    found = found_of(
+        SMALL,
+        Mode.PD_AFD,
+        Pools(prefills, decodes),
+        partial(describe_afd, stages),
+    )
+    way = kv_seconds(SMALL, 2, 1)
+    least = 512 * memory.kv_per_request(SMALL.model, 1, 1)
+    # from two GPUs to one on another node: no faster than that one's link
+    assert way >= least / SYSTEM.tier("cluster").bandwidth
+    assert found.front
+    ttfts = {point.ttft - way for point in found.front}
+    assert all(any(t == pytest.approx(1.8 * one.seconds) for one in prefills) for t in ttfts)
+
+
+def test_both_pools_where_asked() -> None:
+    stages = Stages(SMALL, DB)
+    split = [AfdSplit(1, 1, 1, 1)]
+    prefills = afd_replicas(stages, split, "prefill").prefills
+    plain = tuple(replace(one, afd=False) for one in prefills)
+    decodes = tuple(
+        replace(one, afd=False) for one in afd_replicas(stages, split, "decode").decodes
+    )
+
+    def none_of(pools: Pools) -> bool:
+        found = found_of(SMALL, Mode.PD_AFD, pools, partial(describe_afd, stages))
+        return found.best is None and not found.front
+
+    assert none_of(Pools(plain, decodes))
+    assert not none_of(Pools(prefills, decodes))
+
+
+def test_gpus_that_share_an_expert_add_up() -> None:
+    stages = Stages(SMALL, DB)
+    tokens = np.array([1.0, 100.0, 10_000.0])
+    alone, four = stages.reduction(1, 4, tokens), stages.reduction(4, 1, tokens)
+    assert np.all(alone == 0)
+    assert np.all(np.diff(four) > 0)
+    # each of the others sends a quarter of every token's state
+    moved = SMALL.model.moe_layers * 1e4 / 4 * SMALL.model.hidden * 2
+    assert four[2] > 3 * moved / SYSTEM.tier("nvlink").bandwidth
 
 
 def test_matches_never_take_more_gpus_than_there_are() -> None:
@@ -251,7 +307,9 @@ def test_simulated_steps_are_near_the_safe_bound() -> None:
     question = SMALL
     point = best_of(question, AfdSplit(1, 4, 1, 4))
     found = simulate_point(question, point, DB)
-    assert found.safe == pytest.approx(step(question, DB, (1, 4, 1, 4), point.batch, 0, point.lanes))
+    assert found.safe == pytest.approx(
+        step(question, DB, (1, 4, 1, 4), point.batch, 0, point.lanes)
+    )
     # contexts differ between requests, so that the slowest rank counts: a little over the mean's
     assert 0.98 * found.safe < found.tpot < 1.15 * found.safe
     assert found.tokens_per_s == pytest.approx(point.concurrency / found.tpot)

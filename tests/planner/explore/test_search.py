@@ -20,7 +20,6 @@ from planner.explore.search import explore
 from planner.explore.system import find_system
 from tests.planner.explore.brute import afd_point
 
-
 SYSTEM = find_system("h200_sxm")
 DB = RooflineDB(SYSTEM)
 SHAPE = Shape("short", 256, 512, 64)
@@ -68,7 +67,9 @@ def test_fronts_rise_for_users_and_fall_for_gpus(found: Exploration) -> None:
 def test_no_best_is_beyond_its_front(found: Exploration) -> None:
     for mode, best in found.best.items():
         if best is not None:
-            same = [p for p in found.frontier[mode] if p.tokens_per_s_user >= best.tokens_per_s_user]
+            same = [
+                p for p in found.frontier[mode] if p.tokens_per_s_user >= best.tokens_per_s_user
+            ]
             assert max(p.tokens_per_s_gpu for p in same) >= best.tokens_per_s_gpu * (1 - 1e-9)
 
 
@@ -158,7 +159,9 @@ def test_resume_knows_another_question(tmp_path: Path) -> None:
     seen: list[str] = []
     small = replace(QUESTION, modes=(Mode.AFD,), gpus=2)
     search(small, resume=path, progress=lambda name, _: seen.append(name))
-    search(replace(small, targets=Targets(1.0, 1.0)), resume=path, progress=lambda n, _: seen.append(n))
+    search(
+        replace(small, targets=Targets(1.0, 1.0)), resume=path, progress=lambda n, _: seen.append(n)
+    )
     assert len(seen) == 2
     assert len({json.loads(line)["key"] for line in path.read_text().splitlines()}) == 2
 
