@@ -146,7 +146,7 @@ class Coverage:
             return self._grid(table, (*first, cache), heads, prompts)
         if kind in ("WideEpContextMla", "WideEpGenerationMla"):
             table = "_wideep_context_mla_data" if prompts else "_wideep_generation_mla_data"
-            return self._sparse(table, (*first, cache), heads, prompts)
+            return self._grid(table, (at["attn_backend"], *first, cache), heads, prompts)
         if kind in ("MlaModuleContext", "MlaModuleGeneration"):
             table = "_context_mla_module_data" if prompts else "_generation_mla_module_data"
             keys = (*first, cache, at["gemm_quant_mode"], at["native_num_heads"])

@@ -142,10 +142,17 @@ def works_of(engine: Engine, lists: Sequence[Sequence[Op]], coverage: Coverage) 
     found, start = [], 0
     for ops in lists:
         names = [next(iter(op.values()))["name"] for op in ops]
-        found.append(group(names, [coverage.tokens(op) for op in ops], _total(engine, start)))
+        total = _total(engine, start, max(map(_least, ops), default=1))
+        found.append(group(names, [coverage.tokens(op) for op in ops], total))
         start += len(ops)
     return found
 
 
-def _total(engine: Engine, start: int) -> Callable[[list[int], int], float]:
-    return lambda at, tokens: engine.total([start + one for one in at], tokens)
+def _total(engine: Engine, start: int, least: int) -> Callable[[list[int], int], float]:
+    return lambda at, tokens: engine.total([start + one for one in at], max(tokens, least))
+
+
+def _least(op: Op) -> int:
+    """Tokens below which a GPU of those that divide them among each other would have none."""
+    fields = next(iter(op.values()))
+    return max(int(fields.get(key, 1)) for key in ("scale_num_tokens", "attention_tp_size"))

@@ -223,6 +223,15 @@ def test_groups_that_were_not_measured_lie_between(db: AicDB, deepseek: Model) -
     assert time.shares() == {Provenance.INTERPOLATED: 1.0}
 
 
+def test_gpus_that_divide_tokens_have_at_least_one(deepseek: Model) -> None:
+    split = (8, 1, 1, 8)
+    replica = AicDB(H200, "sglang").replica(deepseek, *split)
+    one, many = np.array([1.0]), np.array([1000.0])
+    assert replica.attention(deepseek, 8, SIDES, prompt(many)).seconds[0] > 0
+    few = replica.exchange(deepseek, *split, one).seconds[0]
+    assert 0 < few < replica.exchange(deepseek, *split, many).seconds[0]
+
+
 def test_even_loads_are_faster(deepseek: Model, db: AicDB) -> None:
     tokens = np.array([1024.0])
     even = AicDB(H200, balanced=True).experts(deepseek, 1, 8, SIDES, tokens).seconds
