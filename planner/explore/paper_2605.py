@@ -48,16 +48,15 @@ class Convention:
         name: for people.
         options: of the modes.
         kernels: "aic" or "roofline".
-        balanced: experts chosen evenly, not as measured.
-        attention: factor on attention times.
+        attention, experts: factors on their times.
         cluster: bandwidth between nodes, bytes per second; 0: the system's.
     """
 
     name: str
     options: Options
     kernels: str = "aic"
-    balanced: bool = False
     attention: float = 1.0
+    experts: float = 1.0
     cluster: float = 0.0
 
 
@@ -102,7 +101,7 @@ def moves(base: Convention) -> tuple[Convention, ...]:
         other("links: as measured", network="calibrated"),
         replace(base, name="InfiniBand: 50 GB/s", cluster=50e9),
         other("TTFT: a prompt's own passage", queueing=False, pd_ttft=1.0),
-        replace(base, name="experts: evenly chosen", balanced=True),
+        replace(base, name="expert time x0.5", experts=0.5),
         replace(base, name="attention time x0.5", attention=0.5),
         replace(base, name="attention time x0.25", attention=0.25),
         replace(base, name="kernels: roofline", kernels="roofline"),

@@ -198,11 +198,7 @@ def source_of(convention: Convention) -> KernelDB:
         return RooflineDB(system)
     from planner.explore.kernels.aic import AicDB
 
-    return AicDB(
-        system,
-        allow_extrapolation=convention.options.allow_extrapolation,
-        balanced=convention.balanced,
-    )
+    return AicDB(system, allow_extrapolation=convention.options.allow_extrapolation)
 
 
 def system_of(convention: Convention) -> System:
@@ -224,17 +220,16 @@ def gpus_text(point: Point) -> str:
 
 # -- processes -----------------------------------------------------------------------------------
 
-_sources: dict[tuple[str, bool], KernelDB] = {}  # of a process: reading tables takes seconds
+_sources: dict[str, KernelDB] = {}  # of a process: reading tables takes seconds
 
 
 def _answer(task: Task) -> list[Cell]:
     convention = task.convention
-    key = (convention.kernels, convention.balanced)
-    if key not in _sources:
-        _sources[key] = source_of(convention)
-    db = _sources[key]
-    if convention.attention != 1.0:
-        db = Scaled(db, attention=convention.attention)
+    if convention.kernels not in _sources:
+        _sources[convention.kernels] = source_of(convention)
+    db = _sources[convention.kernels]
+    if (convention.attention, convention.experts) != (1.0, 1.0):
+        db = Scaled(db, attention=convention.attention, experts=convention.experts)
     return cells_of(task, db)
 
 

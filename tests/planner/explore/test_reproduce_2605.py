@@ -116,7 +116,7 @@ def test_lines_say_it_all() -> None:
         assert move.name in text
     assert "6 of 6 infeasible cells infeasible; 6 of 6 feasible ones within 15 %" in text
     assert "TTFT, 90 ms at best, 50 ms allowed (known of the paper's: TTFT)" in text
-    assert "16A+112F in the paper, 16A+112F by ours" in text
+    assert "16A+112F in the paper, 16A+112F by our conventions" in text
     assert "(+5 %)" in text
     poor = "\n".join(outcome(0.0, infeasible=500.0).lines())
     assert "0 of 6 infeasible cells infeasible; 0 of 6 feasible" in poor
@@ -135,7 +135,7 @@ def test_moves_move_one_input_each() -> None:
     for moved in moves(PAPER):
         changed = [
             name
-            for name in ("kernels", "balanced", "attention", "cluster")
+            for name in ("kernels", "attention", "experts", "cluster")
             if getattr(moved, name) != getattr(PAPER, name)
         ]
         own = [
