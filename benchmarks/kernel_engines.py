@@ -15,7 +15,7 @@ from typing import Any
 
 from actors.engine import AttentionConfig
 from actors.ffn import FFNConfig
-from benchmarks.offline import PlainEngine, SplitEngine
+from benchmarks.offline import PlainEngine, SplitEngine, greedy_request
 from benchmarks.samples import prompts
 from benchmarks.split import FFNHost
 
@@ -54,27 +54,11 @@ class Decoding:
         Args:
             context: tokens of each request at the first step.
         """
-        from vllm import SamplingParams
-        from vllm.v1.engine import EngineCoreRequest
-
-        params = SamplingParams(
-            max_tokens=steps + 1, temperature=0.0, ignore_eos=True, detokenize=False
-        )
         names = []
         for prompt in prompts(batch, context, seed):
             type(self)._started += 1
             names.append(f"decode-{self._started}")
-            request = EngineCoreRequest(
-                request_id=names[-1],
-                prompt_token_ids=prompt,
-                mm_features=None,
-                sampling_params=params,
-                pooling_params=None,
-                arrival_time=time.time(),
-                lora_request=None,
-                cache_salt=None,
-                data_parallel_rank=None,
-            )
+            request = greedy_request(names[-1], prompt, steps + 1)
             prepared, wave = self.core.preprocess_add_request(request)
             prepared.num_computed_tokens = context - 1
             self.core.add_request(prepared, wave)

@@ -30,6 +30,26 @@ class Run:
     errors: list[str] = field(default_factory=list)
 
 
+def greedy_request(name: str, prompt: list[int], tokens: int) -> Any:
+    """A request for vLLM's engine core: exactly ``tokens`` tokens, whatever they are."""
+    from vllm import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest(
+        request_id=name,
+        prompt_token_ids=prompt,
+        mm_features=None,
+        sampling_params=SamplingParams(
+            max_tokens=tokens, temperature=0.0, ignore_eos=True, detokenize=False
+        ),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
 class _Engine:
     core: Any
     _count = 0
@@ -45,9 +65,6 @@ class _Engine:
         Args:
             max_tokens: one number for all, or one per prompt.
         """
-        from vllm import SamplingParams
-        from vllm.v1.engine import EngineCoreRequest
-
         lengths = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
         run = Run(tokens=[[] for _ in prompts], first=[0.0] * len(prompts))
         run.last = [0.0] * len(prompts)
@@ -56,20 +73,7 @@ class _Engine:
             type(self)._count += 1
             request_id = f"offline-{self._count}"
             index[request_id] = number
-            params = SamplingParams(
-                max_tokens=length, temperature=0.0, ignore_eos=True, detokenize=False
-            )
-            request = EngineCoreRequest(
-                request_id=request_id,
-                prompt_token_ids=prompt,
-                mm_features=None,
-                sampling_params=params,
-                pooling_params=None,
-                arrival_time=time.time(),
-                lora_request=None,
-                cache_salt=None,
-                data_parallel_rank=None,
-            )
+            request = greedy_request(request_id, prompt, length)
             prepared, wave = self.core.preprocess_add_request(request)
             self.core.add_request(prepared, wave)
         began = time.perf_counter()
