@@ -651,7 +651,10 @@ class Manager:
 
     def _show(self) -> None:
         seats = self.seats.by_name.values()
-        slowness = self.seats.siting.slowness()
+        present = [
+            seat.name for seat in seats if seat.state not in ("retired", "failed", "stopped")
+        ]
+        slowness = self.seats.siting.slowness(present)
         self.exposition.show(self.membership, seats, self._health, self.warm.ready, slowness)
 
     async def _beat(self) -> None:

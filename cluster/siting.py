@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -104,9 +104,10 @@ class Siting:
         measured = {frozenset((a, b)): Link(latency, rate) for a, b, latency, rate in links}
         self.network = Network(measured=measured)
 
-    def slowness(self) -> Slowness:
-        """Of the actors, as far as there are reports."""
-        wires = self._wires.pairs(time.monotonic())
+    def slowness(self, present: Collection[str]) -> Slowness:
+        """Of the actors that are there, as far as there are reports."""
+        every = self._wires.pairs(time.monotonic()).items()
+        wires = {pair: seconds for pair, seconds in every if all(one in present for one in pair)}
         slow_ones = self._slow_ones(wires)
         found = ratios(wires)
         return Slowness(found, Counter(role for role, name in found if name in slow_ones))
