@@ -41,6 +41,12 @@ MAX_RETRIES = 2
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
 """Pauses before a repair or replacement that failed is tried again; the last one repeats."""
 
+REPAIRS: tuple[Verb, ...] = ("repair", "replace")
+"""What the deployment does of itself, over and over until it is whole."""
+
+MAX_DOUBLINGS = 3
+"""How often the time that a repair has to prepare is doubled after failures in a row."""
+
 PUBLISH_AGAIN_S = 0.25
 """Pause before an attention actor that refused a table is asked once more."""
 
@@ -483,7 +489,7 @@ class Membership:
     def _victims(self, order: Order) -> tuple[str, ...]:
         """Who leaves: those that were named, then the newest of what is too many."""
         named = [n for n in order.retire if n in self.members and self.members[n].state == "ready"]
-        if order.verb in ("repair", "replace"):
+        if order.verb in REPAIRS:
             return ()
         # A drain that is over leaves its actor retired, so only ready ones are counted here.
         for role, surplus in self._surplus(self.targets, named).items():
@@ -694,11 +700,11 @@ class Membership:
                     )
         self.targets = dict(change.previous_targets)
         order = change.order
-        if order.verb in ("repair", "replace"):
+        if order.verb in REPAIRS:
             self._troubles += 1
             pause = BACKOFF_S[min(self._troubles, len(BACKOFF_S) - 1)]
             self._not_before = now + (0.0 if again else pause)
-        if again and order.retries < MAX_RETRIES and order.verb not in ("repair", "replace"):
+        if again and order.retries < MAX_RETRIES and order.verb not in REPAIRS:
             order.retries += 1
             self.change = None
             change.phase, change.starting, change.table = "queued", {}, None
@@ -869,7 +875,11 @@ class Membership:
         return f"{role}-{number}"
 
     def _prepare_s(self, change: Change) -> float:
-        return self.times.start_s if change.order.verb == "start" else self.times.prepare_s
+        if change.order.verb == "start":
+            return self.times.start_s
+        # where processes start slower than this allows, the next attempt must get further
+        longer = 2 ** min(self._troubles, MAX_DOUBLINGS)
+        return self.times.prepare_s * (longer if change.order.verb in REPAIRS else 1)
 
     def _known(self, name: str) -> Member:
         member = self.members.get(name)

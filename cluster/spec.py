@@ -287,7 +287,7 @@ class MembershipSpec(_Section):
 
     prepare_s: float = Field(default=120.0, gt=0)
     """Seconds that a change may take to start processes, load weights and connect; then it is
-    rolled back."""
+    rolled back. A repair that failed has twice as long at its next attempt, up to eight times."""
 
     commit_s: float = Field(default=10.0, gt=0)
     """Seconds within which every attention actor must have adopted a new expert table; one that has

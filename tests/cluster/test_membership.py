@@ -301,6 +301,29 @@ def test_a_lost_ffn_actor_is_repaired_by_survivors_and_then_replaced() -> None:
     assert all(c.table is None for c in world.core.history), "a history of tables would not fit"
 
 
+def test_a_replacement_that_was_too_slow_has_longer_at_its_next_attempt() -> None:
+    world = World(1, 3).up()
+    world.kill("ffn-1")
+    while world.core.change is None or world.core.change.order.verb != "replace":
+        world.step(world.pending()[0])
+    allowed = []
+    for _ in range(5):
+        change = world.core.change
+        assert change is not None
+        allowed.append(change.deadline - world.now)
+        world.now = change.deadline
+        world.core.tick(world.now)
+        assert change.error.startswith(f"not prepared within {allowed[-1]:g} s: start ffn-")
+        while world.core.change is None:  # its pause
+            world.now = world.core.next_deadline() or world.now
+            world.core.tick(world.now)
+    assert allowed == [100, 200, 400, 800, 800]
+    world.settle()
+    assert len(world.ready("ffn")) == 3
+    order = world.core.scale({"ffn": 4}, world.now)
+    assert order.deadline - world.now == 100, "what somebody asks for is rolled back in time"
+
+
 def test_with_replicas_a_loss_leaves_no_orphans() -> None:
     world = World(1, 3, rules=Rules(min_replicas=2)).up()
     world.kill("ffn-1")

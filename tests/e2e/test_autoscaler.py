@@ -60,9 +60,9 @@ def deployment(cluster: ClusterHandle, spec: ClusterSpec, in_ray: None) -> Itera
     yield deployment
     launch.resume(spec.name)
     launch.set_policy(spec.name, "static", {}, "advise")
-    until(deployment.whole, "whole again")
+    deployment.until_whole("whole again")
     launcher.scale(spec.name, attention=1, ffn=2)
-    until(deployment.whole, "back to 1A2F")
+    deployment.until_whole("back to 1A2F")
 
 
 def test_it_sees_the_load(deployment: Controlled) -> None:

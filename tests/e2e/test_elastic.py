@@ -52,8 +52,19 @@ class Deployment:
         counts = {role: ready.count(role) for role in ("attention", "ffn")}
         return status.health == "ready" and counts == status.targets and status.change is None
 
+    def until_whole(self, what: str = "whole", seconds: float = 60.0) -> None:
+        """Wait for it; where it does not come, say how things stand."""
+        deadline = time.monotonic() + seconds
+        while not self.whole():
+            assert time.monotonic() < deadline, (
+                f"not within {seconds:g} s: {what}\n{self.status()}\n"
+                + "\n".join(map(str, launcher.changes(self.name)[-5:]))
+            )
+            time.sleep(0.05)
+
     def warm(self) -> None:
-        until(lambda: self.status().warm >= 1, "a warm worker is ready", 120)
+        wanted = self.spec.warm_workers
+        until(lambda: self.status().warm >= wanted, "warm workers are ready", 180)
 
     def streams(self, **options: object) -> Streams:
         return Streams(self.url, KEY, self.spec.served_name, **options)  # type: ignore[arg-type]
@@ -78,9 +89,9 @@ def deployment(cluster: ClusterHandle, spec: ClusterSpec, in_ray: None) -> Itera
     deployment = Deployment(cluster, spec)
     deployment.warm()
     yield deployment
-    until(deployment.whole, "whole again")
+    deployment.until_whole("whole again")
     launcher.scale(spec.name, attention=1, ffn=2)
-    until(deployment.whole, "back to 1A2F")
+    deployment.until_whole("back to 1A2F")
 
 
 def test_counts_change_under_streams(deployment: Deployment, undisturbed: Tokens) -> None:
@@ -165,7 +176,7 @@ def test_all_actors_of_both_roles_are_lost(deployment: Deployment, undisturbed: 
         for actor in (*deployment.actors("ffn"), *deployment.actors("attention")):
             deployment.process(actor).kill()
     assert same(streams, undisturbed)
-    until(deployment.whole, "service returns by itself")
+    deployment.until_whole("service returns by itself")
 
 
 def test_a_killed_manager(deployment: Deployment, undisturbed: Tokens) -> None:
@@ -176,7 +187,7 @@ def test_a_killed_manager(deployment: Deployment, undisturbed: Tokens) -> None:
         victim = deployment.process(before.actors[-1])
         victim.kill()  # while nobody looks
     assert same(streams, undisturbed)
-    until(deployment.whole, "the new manager has made up for the loss")
+    deployment.until_whole("the new manager has made up for the loss")
     after = deployment.status()
     assert after.manager_pid != before.manager_pid
     assert (after.url, after.targets) == (before.url, before.targets)

@@ -87,22 +87,25 @@ def deployment(cluster: ClusterHandle, spec: ClusterSpec) -> Deployment:
 def history(prometheus: str, discovery: str, deployment: Deployment) -> Iterator[str]:
     """Traffic, changes of the ratio, a lost actor of each role, and refusals."""
     first(prometheus, discovery, deployment)
+    deployment.warm()  # processes that import beside a busy deployment take minutes on two cores
     with traffic(deployment):
-        assert launcher.scale(deployment.name, attention=2, ffn=3).phase == "done"
+        grown = launcher.scale(deployment.name, attention=2, ffn=3)
+        assert grown.phase == "done", grown
         deployment.process(deployment.actors("ffn")[0]).kill()
         until(lambda: asked(prometheus, "sum(afd_actors_lost_total) > 0") != [], "a loss is seen")
-        until(deployment.whole, "whole again", seconds=150)
+        deployment.until_whole("whole again", seconds=150)
         deployment.process(deployment.actors("attention")[0]).kill()
-        until(deployment.whole, "whole again", seconds=150)
+        deployment.until_whole("whole again", seconds=150)
         asyncio.run(crowd(deployment))
     yield prometheus
-    assert launcher.scale(deployment.name, attention=1, ffn=2).phase in ("done", "noop")
-    until(deployment.whole, "back to 1A2F", seconds=150)
+    shrunk = launcher.scale(deployment.name, attention=1, ffn=2)
+    assert shrunk.phase in ("done", "noop"), shrunk
+    deployment.until_whole("back to 1A2F", seconds=150)
 
 
 def first(prometheus: str, discovery: str, deployment: Deployment) -> None:
     """Wait until Prometheus has read every process that there is."""
-    until(deployment.whole, "whole", seconds=150)
+    deployment.until_whole("whole", seconds=150)
     # a frontend, the manager and the controller besides
     until(lambda: len(listed(discovery)) == len(deployment.status().actors) + 3, "all are listed")
     until(lambda: read(prometheus) == listed(discovery), "all that are listed are read")
