@@ -27,7 +27,7 @@ def until(true: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 class Deployment:
@@ -60,11 +60,13 @@ class Deployment:
                 f"not within {seconds:g} s: {what}\n{self.status()}\n"
                 + "\n".join(map(str, launcher.changes(self.name)[-5:]))
             )
-            time.sleep(0.05)
+            time.sleep(0.25)  # asking costs the two cores something as well
 
     def warm(self) -> None:
-        wanted = self.spec.warm_workers
-        until(lambda: self.status().warm >= wanted, "warm workers are ready", 180)
+        deadline = time.monotonic() + 240
+        while self.status().warm < self.spec.warm_workers:
+            assert time.monotonic() < deadline, f"no warm workers within 240 s: {self.status()}"
+            time.sleep(0.5)
 
     def streams(self, **options: object) -> Streams:
         return Streams(self.url, KEY, self.spec.served_name, **options)  # type: ignore[arg-type]

@@ -61,16 +61,16 @@ def prometheus(discovery: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     template = folder / "deploy" / "prometheus.yml"
     text = template.read_text(encoding="utf-8")
     for slow, quick in (
-        ("scrape_interval: 5s", "scrape_interval: 1s"),
-        ("scrape_timeout: 4s", "scrape_timeout: 1s"),
-        ("evaluation_interval: 15s", "evaluation_interval: 1s"),
+        ("scrape_interval: 5s", "scrape_interval: 3s"),
+        ("scrape_timeout: 4s", "scrape_timeout: 3s"),
+        ("evaluation_interval: 15s", "evaluation_interval: 3s"),
         ("refresh_interval: 5s", "refresh_interval: 1s"),
     ):
         assert slow in text
         text = text.replace(slow, quick)
     template.write_text(text, encoding="utf-8")
     for rules in (folder / "deploy").glob("*.rules.yml"):
-        rules.write_text(rules.read_text(encoding="utf-8").replace("interval: 15s", "interval: 1s"))
+        rules.write_text(rules.read_text(encoding="utf-8").replace("interval: 15s", "interval: 3s"))
     running = local.start(folder / "data", template, discovery, port=0)
     try:
         yield running.url
