@@ -69,6 +69,7 @@ def spec(state_home: Path) -> ClusterSpec:
             "model.dtype=float32",  # tokens are compared: in float32 no two logits are ever equal
             "transport.timeout_s=2",
             "membership.silence_s=4",
+            "membership.prepare_s=300",  # what starts cold beside streams takes long on two cores
             # one for the test that runs while the other gets ready for the next
             "warm_workers=2",
             "attention.max=3",

@@ -91,7 +91,7 @@ def deployment(cluster: ClusterHandle, spec: ClusterSpec, in_ray: None) -> Itera
     deployment = Deployment(cluster, spec)
     deployment.warm()
     yield deployment
-    deployment.until_whole("whole again")
+    deployment.until_whole("whole again", 150)
     launcher.scale(spec.name, attention=1, ffn=2)
     deployment.until_whole("back to 1A2F")
 

@@ -38,7 +38,7 @@ NO_CAUSE = {
 }
 """What this test can't cause, and why."""
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +87,18 @@ def deployment(cluster: ClusterHandle, spec: ClusterSpec) -> Deployment:
 def history(prometheus: str, discovery: str, deployment: Deployment) -> Iterator[str]:
     """Traffic, changes of the ratio, a lost actor of each role, and refusals."""
     first(prometheus, discovery, deployment)
-    deployment.warm()  # processes that import beside a busy deployment take minutes on two cores
+    deployment.warm()  # here and below: imports beside traffic take minutes on two cores
     with traffic(deployment):
         grown = launcher.scale(deployment.name, attention=2, ffn=3)
         assert grown.phase == "done", grown
-        deployment.process(deployment.actors("ffn")[0]).kill()
-        until(lambda: asked(prometheus, "sum(afd_actors_lost_total) > 0") != [], "a loss is seen")
-        deployment.until_whole("whole again", seconds=150)
-        deployment.process(deployment.actors("attention")[0]).kill()
-        deployment.until_whole("whole again", seconds=150)
-        asyncio.run(crowd(deployment))
+    for role in ("ffn", "attention"):
+        deployment.warm()
+        with traffic(deployment):
+            before = losses(prometheus)
+            deployment.process(deployment.actors(role)[0]).kill()
+            until(lambda n=before: losses(prometheus) > n, "a loss is seen")
+            deployment.until_whole("whole again", seconds=150)
+    asyncio.run(crowd(deployment))
     yield prometheus
     shrunk = launcher.scale(deployment.name, attention=1, ffn=2)
     assert shrunk.phase in ("done", "noop"), shrunk
@@ -148,6 +150,11 @@ async def crowd(deployment: Deployment) -> None:
 def asked(prometheus: str, expression: str) -> list[dict]:
     """Series of an instant query."""
     return get(prometheus, "/api/v1/query", {"query": expression})["result"]
+
+
+def losses(prometheus: str) -> float:
+    series = asked(prometheus, "sum(afd_actors_lost_total)")
+    return float(series[0]["value"][1]) if series else 0.0
 
 
 def test_every_expression_gives_data(history: str) -> None:
