@@ -341,6 +341,12 @@ def autoscale(
     traces: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the recorded traces are.")
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Go on from the simulations in this file, and add to it."
+        ),
+    ] = None,
     json_file: JsonFile = None,
     png_file: PngFile = None,
 ) -> None:
@@ -358,6 +364,7 @@ def autoscale(
             jobs=jobs,
             seed=seed,
             traces=traces,
+            resume=resume,
             progress=progress,
         )
     raise typer.Exit(0 if report["summary"]["met"] else 1)

@@ -6,15 +6,18 @@ could. Nobody has this hindsight in operation. Not for policies: see ``replay``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from autoscaler.limits import Counts, Limits
-from autoscaler.pooling import sharing
+from autoscaler.pooling import Ask, sharing
 from autoscaler.replay import Hopeless, Outcome, Scenario, run
+from planner.kept import Kept
 from planner.traces import Trace
 
 NEARLY = 0.99
@@ -23,6 +26,8 @@ NEARLY = 0.99
 _BUSY = 8  # the busiest eighth of the time sorts out what is too few
 
 Progress = Callable[[str, float], None]
+
+_OUTCOME = TypeAdapter(Outcome)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,12 @@ class Hindsight:
 
 
 def best_static(
-    scenario: Scenario, *, jobs: int | None = None, seed: int = 0, progress: Progress | None = None
+    scenario: Scenario,
+    *,
+    jobs: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> Hindsight:
     """The fewest actor-seconds of fixed numbers that reach ``NEARLY`` of the best attainment.
 
@@ -58,11 +68,13 @@ def best_static(
     Args:
         jobs: processes; None: one per core.
         progress: is told what is being done, and the share that is over, as far as known.
+        kept: simulations of the same scenario and seed that were finished earlier; gets the others.
 
     Raises:
         PlannerError: as ``run``; or jobs below 1.
     """
     tell = progress or (lambda text, share: None)
+    done = kept or Kept(None, "")
     limits = scenario.limits
     every = [
         Counts(a, f)
@@ -75,8 +87,8 @@ def best_static(
         tried: dict[Counts, float] = {}
         dropped: list[Counts] = []
         best: dict[Counts, Outcome] = {}
-        for counts, outcome in ask(
-            _answer, ((c, 0.0, False) for c in every if _maximal(c, limits))
+        for counts, outcome in _ask_rest(
+            ask, [(c, 0.0, False) for c in every if _maximal(c, limits)], done
         ):
             assert outcome is not None
             tried[counts] = outcome.attainment
@@ -89,7 +101,7 @@ def best_static(
             hopeful = list(level)
             tell(f"{hopeful[0]} to {hopeful[-1]}", min(0.95, cost / dearest))
             for part in (True, False):
-                found = list(ask(_answer, ((c, least, part) for c in hopeful)))
+                found = _ask_rest(ask, [(c, least, part) for c in hopeful], done)
                 dropped += [c for c, outcome in found if outcome is None]
                 hopeful = [c for c, outcome in found if outcome is not None]
             for counts, outcome in found:
@@ -134,9 +146,36 @@ def _cut(scenario: Scenario, least: float) -> tuple[Scenario, float]:
     return replace(scenario, trace=part, cached=cached), max(0.0, 1.0 - spare / len(part))
 
 
-def _answer(
-    shared: tuple[Scenario, int], question: tuple[Counts, float, bool]
-) -> tuple[Counts, Outcome | None]:
+Question = tuple[Counts, float, bool]
+"""Numbers, attainment without which they are hopeless, whether on the busiest part only."""
+
+
+def _ask_rest(
+    ask: Ask, questions: Sequence[Question], kept: Kept
+) -> list[tuple[Counts, Outcome | None]]:
+    """Answers in the order of the questions; those kept are not asked again."""
+    units = [f"{counts}, {least:.4g}, {part}" for counts, least, part in questions]
+    todo = [index for index, unit in enumerate(units) if kept.get(unit) is None]
+    for index, (_, outcome) in zip(todo, ask(_answer, [questions[i] for i in todo]), strict=True):
+        kept.put(units[index], "hopeless" if outcome is None else outcome_data(outcome))
+    found = (kept.get(unit) for unit in units)
+    return [
+        (question[0], None if data == "hopeless" else read_outcome(data))
+        for question, data in zip(questions, found, strict=True)
+    ]
+
+
+def outcome_data(outcome: Outcome) -> Any:
+    """For JSON."""
+    return _OUTCOME.dump_python(outcome, mode="json")
+
+
+def read_outcome(data: Any) -> Outcome:
+    """What ``outcome_data`` wrote."""
+    return _OUTCOME.validate_python(data)
+
+
+def _answer(shared: tuple[Scenario, int], question: Question) -> tuple[Counts, Outcome | None]:
     scenario, seed = shared
     counts, least, part = question
     if part:

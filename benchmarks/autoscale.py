@@ -16,11 +16,12 @@ from typing import Any
 
 from autoscaler import registry
 from autoscaler.day import CASES, Case, Day, make_day
-from autoscaler.hindsight import NEARLY, Hindsight, best_static
+from autoscaler.hindsight import NEARLY, Hindsight, best_static, outcome_data, read_outcome
 from autoscaler.pooling import sharing
 from autoscaler.replay import Outcome, Scenario, figures, run, series
 from benchmarks.report import make_report, print_summary, print_table, write_report
 from planner.errors import PlannerError
+from planner.kept import Kept
 from planner.traces import read_trace
 
 POINT = 0.01
@@ -75,6 +76,7 @@ def run_days(
     jobs: int | None = None,
     seed: int = 0,
     traces: Path | None = None,
+    resume: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Find the best static and run the policies, for each trace; print, write and draw.
@@ -86,6 +88,8 @@ def run_days(
         jobs: processes; None: one per core.
         seed: of the days and of the simulations.
         traces: folder of the recorded traces; None: ../shared/data of the checkout.
+        resume: file of finished simulations: those in it are not run again, others are added.
+            Delete it when the simulator or a policy has changed.
         progress: is told what is being done, and the share that is over.
 
     Returns:
@@ -112,7 +116,8 @@ def run_days(
         def say(text: str, part: float, case: Case = case, share: float = share) -> None:
             tell(f"{case.name}: {text}", share + part / len(chosen))
 
-        found.append(_one(case, wanted, folder, hours, jobs, seed, say))
+        key = repr((case, hours, seed))
+        found.append(_one(case, wanted, folder, hours, jobs, seed, Kept(resume, key), say))
         seconds = time.monotonic() - began
         report = make_report("autoscale", _summary(found, seconds), _details(found))
         # a day takes long: what has been found is not to be lost
@@ -130,6 +135,7 @@ def _one(
     hours: float,
     jobs: int | None,
     seed: int,
+    kept: Kept,
     tell: Progress,
 ) -> Found:
     hour = read_trace(folder / case.file)
@@ -139,12 +145,16 @@ def _one(
     def searching(text: str, share: float) -> None:
         tell(f"best static, {text}", 0.7 * share)
 
-    static = best_static(scenario, jobs=jobs, seed=seed, progress=searching)
+    static = best_static(scenario, jobs=jobs, seed=seed, progress=searching, kept=kept)
     # A deployment of the best static's size is what somebody turns a policy on in.
     start = scenario.starting_with(*static.counts)
     tell(", ".join(policies), 0.7)
+    units = {name: f"{name} {given} from {static.counts}" for name, given in policies.items()}
+    todo = [(name, policies[name]) for name, unit in units.items() if kept.get(unit) is None]
     with sharing((start, seed), jobs) as ask:
-        outcomes = dict(ask(_policy, policies.items()))
+        for name, outcome in ask(_policy, todo):
+            kept.put(units[name], outcome_data(outcome))
+    outcomes = {name: read_outcome(kept.get(unit)) for name, unit in units.items()}
     return Found(case, day, static, outcomes)
 
 

@@ -36,10 +36,10 @@ class UnknownActor(Refused):
 class Times:
     """Deadlines in seconds; see ``MembershipSpec``."""
 
-    prepare_s: float = 120.0
+    prepare_s: float = 300.0
     commit_s: float = 10.0
     drain_s: float = 10.0
-    start_s: float = 300.0
+    start_s: float = 600.0
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,7 @@ class MembershipSpec(_Section):
     """Seconds that a retiring attention actor may go on with its requests; what is left then goes
     on at another actor."""
 
-    prepare_s: float = Field(default=120.0, gt=0)
+    prepare_s: float = Field(default=300.0, gt=0)
     """Seconds that a change may take to start processes, load weights and connect; then it is
     rolled back. A repair that failed has twice as long at its next attempt, up to eight times."""
 
@@ -472,7 +472,7 @@ class ClusterSpec(_Section):
     emulate: EmulateSpec | None = None
     """Emulated devices; null uses the real ones."""
 
-    startup_timeout_s: float = Field(default=300.0, gt=0)
+    startup_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds until a deployment that isn't ready counts as failed."""
 
     @field_validator("lanes", mode="before")

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import PlannerError
-from planner.explore.kept import Kept, digest
+from planner.explore.kept import digest
 from planner.explore.kernels.base import KernelDB
 from planner.explore.points import Mode
 from planner.explore.question import Exploration, Question
 from planner.explore.refusals import refusal_of
 from planner.explore.units import Setup, Unit, Worker, units_of
+from planner.kept import Kept
 
 Progress = Callable[[str, float], None]
 """Is told what was just done, and the share of all work that is done, 0 to 1."""

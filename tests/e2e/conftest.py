@@ -69,7 +69,6 @@ def spec(state_home: Path) -> ClusterSpec:
             "model.dtype=float32",  # tokens are compared: in float32 no two logits are ever equal
             "transport.timeout_s=2",
             "membership.silence_s=4",
-            "membership.prepare_s=300",  # what starts cold beside streams takes long on two cores
             # one for the test that runs while the other gets ready for the next
             "warm_workers=2",
             "attention.max=3",
@@ -124,21 +123,21 @@ def model(spec: ClusterSpec) -> str:
 @pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
     """The OpenAI SDK with a valid key."""
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60) as sdk:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=180) as sdk:
         yield sdk
 
 
 @pytest.fixture
 def async_client(url: str) -> openai.AsyncOpenAI:
     """The asynchronous OpenAI SDK with the other valid key."""
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=OTHER_KEY, max_retries=0, timeout=60)
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=OTHER_KEY, max_retries=0, timeout=180)
 
 
 @pytest.fixture
 def http(url: str) -> Iterator[httpx.Client]:
     """Plain HTTP with a valid key."""
     headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=url, headers=headers, timeout=60) as plain:
+    with httpx.Client(base_url=url, headers=headers, timeout=180) as plain:
         yield plain
 
 
@@ -162,8 +161,8 @@ def engines(in_ray: None, spec: ClusterSpec) -> Callable[[], list[dict[str, Any]
     assert manager is not None
 
     def facts() -> list[dict[str, Any]]:
-        actors = ray.get(manager.members.remote(), timeout=20)["attention"].values()
-        return ray.get([actor.info.remote() for actor in actors], timeout=30)
+        actors = ray.get(manager.members.remote(), timeout=60)["attention"].values()
+        return ray.get([actor.info.remote() for actor in actors], timeout=60)
 
     return facts
 

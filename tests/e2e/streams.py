@@ -65,7 +65,7 @@ class Streams:
 
     def __enter__(self) -> Streams:
         self._thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while any(len(s.tokens) < 5 and not s.error for s in self.all):
             assert time.monotonic() < deadline, "the streams don't start"
             time.sleep(0.01)
@@ -73,7 +73,7 @@ class Streams:
 
     def __exit__(self, *_: object) -> None:
         self._again = False
-        self._thread.join(120)
+        self._thread.join(300)
         assert not self._thread.is_alive(), "streams hang"
 
     @property
@@ -89,7 +89,7 @@ class Streams:
 
     async def _run(self) -> None:
         async with openai.AsyncOpenAI(
-            base_url=f"{self._url}/v1", api_key=self._key, max_retries=0, timeout=90
+            base_url=f"{self._url}/v1", api_key=self._key, max_retries=0, timeout=180
         ) as client:
             await asyncio.gather(*(self._repeat(client, stream) for stream in [*self.all]))
 

@@ -60,7 +60,7 @@ def deployment(cluster: ClusterHandle, spec: ClusterSpec, in_ray: None) -> Itera
     yield deployment
     launch.resume(spec.name)
     launch.set_policy(spec.name, "static", {}, "advise")
-    deployment.until_whole("whole again", 150)
+    deployment.until_whole("whole again")
     launcher.scale(spec.name, attention=1, ffn=2)
     deployment.until_whole("back to 1A2F")
 

@@ -11,10 +11,11 @@ import pytest
 
 from planner.explore.covered import seconds_where_covered
 from planner.explore.found import NOWHERE, Found, Reach, better, merged, of_points
-from planner.explore.kept import Kept, digest, point_data, read_point
+from planner.explore.kept import digest, point_data, read_point
 from planner.explore.kernels.base import Array, NotCovered, Provenance, Time
 from planner.explore.points import Mode, Targets
 from planner.explore.refusals import refusal_of
+from planner.kept import Kept
 from tests.planner.explore.explorations import NOTHING, exploration, point
 
 TARGETS = Targets(0.050, 0.015)
