@@ -167,7 +167,7 @@ def _ask_rest(
 
 def outcome_data(outcome: Outcome) -> Any:
     """For JSON."""
-    return _OUTCOME.dump_python(outcome, mode="json")
+    return _OUTCOME.dump_python(outcome)  # mode "json" would make null of nan
 
 
 def read_outcome(data: Any) -> Outcome:

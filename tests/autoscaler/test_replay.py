@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from autoscaler import registry
+from autoscaler import hindsight, registry
 from autoscaler.hindsight import best_static, busiest
 from autoscaler.limits import Counts, Limits
 from autoscaler.policy import SLO, Decision
 from autoscaler.replay import Hopeless, Outcome, figures, oscillation, run, series, worst
+from planner.kept import Kept
 from planner.staff import Staff, worker_time
 
 from .replays import Scripted, scenario, trace
@@ -173,6 +175,37 @@ def test_hindsight_finds_the_cheapest_of_all_that_hold() -> None:
     assert found.outcome.actor_seconds == pytest.approx(cheapest)
     assert found.most == pytest.approx(most, abs=1e-9)
     assert found.counts not in found.dropped
+
+
+def test_hindsight_goes_on_from_what_was_simulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = replace(scenario([20.0], seconds=5.0), limits=Limits((1, 2), (1, 2)))
+    file = tmp_path / "finished.jsonl"
+    first = best_static(given, jobs=1, kept=Kept(file, "a"))
+    lines = file.read_text().splitlines()
+    asked: list[int] = []
+    monkeypatch.setattr(hindsight, "run", lambda *a, **k: asked.append(1) or run(*a, **k))
+    again = best_static(given, jobs=1, kept=Kept(file, "a"))
+    assert not asked
+    assert (again.counts, again.tried, again.dropped) == (first.counts, first.tried, first.dropped)
+    assert figures(again.outcome) == pytest.approx(figures(first.outcome), nan_ok=True)
+    assert series(again.outcome)["staff"] == series(first.outcome)["staff"]
+    file.write_text("\n".join(lines[:-1]) + "\n")
+    best_static(given, jobs=1, kept=Kept(file, "a"))
+    assert len(asked) == 1, "only what is missing"
+    best_static(given, jobs=1, kept=Kept(file, "another scenario"))
+    assert len(asked) == 1 + len(lines)
+
+
+def test_an_outcome_is_read_back_as_it_was() -> None:
+    outcome = run(scenario([5.0, 20.0]), Scripted((3, 1)))
+    acted = replace(outcome, decisions=[d for d in outcome.decisions if d.target is not None])
+    back = hindsight.read_outcome(json.loads(json.dumps(hindsight.outcome_data(acted))))
+    assert series(back)["changes"] == series(acted)["changes"]
+    assert back.reasons == acted.reasons
+    assert isinstance(back.staff[0], Staff)
+    assert back.windows[0].requests == acted.windows[0].requests
 
 
 def test_hindsight_under_a_fixed_budget_asks_all_splits() -> None:
