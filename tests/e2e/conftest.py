@@ -67,8 +67,10 @@ def spec(state_home: Path) -> ClusterSpec:
             f"frontend.port={free_port()}",
             "attention.engine.enforce_eager=true",
             "model.dtype=float32",  # tokens are compared: in float32 no two logits are ever equal
-            "transport.timeout_s=2",
-            "membership.silence_s=4",
+            # two cores that other machines share may leave a process waiting for seconds
+            "transport.timeout_s=4",
+            "membership.silence_s=8",
+            "membership.wait_s=240",
             # one for the test that runs while the other gets ready for the next
             "warm_workers=2",
             "attention.max=3",
