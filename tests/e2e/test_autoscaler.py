@@ -27,7 +27,7 @@ from tests.e2e.test_elastic import Deployment, Tokens, same, undisturbed, until
 
 __all__ = ["undisturbed"]
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(1500)
 
 
 class Controlled(Deployment):

@@ -38,7 +38,7 @@ NO_CAUSE = {
 }
 """What this test can't cause, and why."""
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
