@@ -1,7 +1,7 @@
 """Max-min fair sharing of ports by flows that all start at once: how long until the last is done?
 
 Pure arrays: a flow is a number of bytes and the ports it passes, a port has bytes per second. Which
-ports there are in a system is ``network``'s business. Fluid: no packets, no latency, no losses.
+ports there are in a system is ``transfers``' business. Fluid: no packets, no latency, no losses.
 """
 
 from __future__ import annotations

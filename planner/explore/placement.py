@@ -15,8 +15,9 @@ import numpy as np
 
 from planner.errors import PlannerError
 from planner.explore.calibration import Calibration
-from planner.explore.network import Percentile, Placement, Traffic, a2f, f2a
+from planner.explore.network import Placement, Traffic, a2f, f2a
 from planner.explore.system import System
+from planner.explore.transfers import Percentile
 
 __all__ = ["Best", "Compared", "Placement", "best_placement", "paired", "placements", "segregated"]
 

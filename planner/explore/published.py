@@ -29,10 +29,11 @@ from planner.explore.exchanges import (
 )
 from planner.explore.kernels.base import KernelDB, Load, Provenance, Sides
 from planner.explore.model import Model
-from planner.explore.network import Traffic, a2f, f2a, symmetric_time
+from planner.explore.network import Traffic, a2f, f2a
 from planner.explore.overlap import overlapped
 from planner.explore.placement import segregated
 from planner.explore.system import Gpu, System, Tier, find_system
+from planner.explore.transfers import symmetric_time
 
 # -- (a) exchanges -------------------------------------------------------------------------------
 

@@ -14,11 +14,12 @@ from planner.explore.afd_split import AfdSplit
 from planner.explore.calibration import NOMINAL
 from planner.explore.covered import seconds_where_covered
 from planner.explore.kernels.base import Array, KernelDB, Load, Time
-from planner.explore.network import Placement, Traffic, a2f, f2a, symmetric_time
+from planner.explore.network import Placement, Traffic, a2f, f2a
 from planner.explore.overlap import Overlapped, overlapped
 from planner.explore.placement import placements, segregated
 from planner.explore.points import Shape
 from planner.explore.question import Question
+from planner.explore.transfers import symmetric_time
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import math
 import numpy as np
 
 from planner.explore.kernels.base import KernelDB, Load
-from planner.explore.network import Traffic, a2f, f2a, symmetric_time
+from planner.explore.network import Traffic, a2f, f2a
 from planner.explore.placement import placements
 from planner.explore.question import Question
+from planner.explore.transfers import symmetric_time
 
 
 def afd_point(

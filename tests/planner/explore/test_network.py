@@ -12,18 +12,9 @@ from planner.errors import PlannerError
 from planner.explore.calibration import BLACKWELL, HOPPER, NOMINAL, Calibration, calibration_of
 from planner.explore.fairness import drain_time, fair_rates
 from planner.explore.kernels.base import Side, Sides
-from planner.explore.network import (
-    Placement,
-    Traffic,
-    a2f,
-    exchange_time,
-    f2a,
-    fan_out,
-    kv_transfer,
-    meeting_tiers,
-    symmetric_time,
-)
+from planner.explore.network import Placement, Traffic, a2f, f2a, fan_out, kv_transfer
 from planner.explore.system import Gpu, System, Tier, find_system, with_network
+from planner.explore.transfers import exchange_time, meeting_tiers, symmetric_time
 
 GPU = Gpu("test", 80e9, 1e12, {"bf16": 1e15}, "made up")
 DEEPSEEK = Traffic(7168, 256, 8)
