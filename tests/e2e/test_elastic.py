@@ -62,9 +62,9 @@ class Deployment:
             )
             time.sleep(0.25)  # asking costs the two cores something as well
 
-    def warm(self) -> None:
+    def warm(self, count: int = 1) -> None:
         deadline = time.monotonic() + 600
-        while self.status().warm < self.spec.warm_workers:
+        while self.status().warm < count:
             assert time.monotonic() < deadline, f"no warm workers within 600 s: {self.status()}"
             time.sleep(0.5)
 

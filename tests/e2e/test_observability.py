@@ -85,7 +85,7 @@ def deployment(cluster: ClusterHandle, spec: ClusterSpec) -> Deployment:
 def history(prometheus: str, discovery: str, deployment: Deployment) -> Iterator[str]:
     """Traffic, changes of the ratio, a lost actor of each role, and refusals."""
     first(prometheus, discovery, deployment)
-    deployment.warm()  # here and below: imports beside traffic take minutes on two cores
+    deployment.warm(2)  # here and below: imports beside traffic take minutes on two cores
     with traffic(deployment):
         grown = launcher.scale(deployment.name, attention=2, ffn=3)
         assert grown.phase == "done", grown
