@@ -22,6 +22,8 @@ from tests.e2e.conftest import KEY, free_port
 
 NAME = "served"
 START_S = 600.0
+PATIENT = ("transport.timeout_s=30", "membership.silence_s=30", "membership.wait_s=240")
+"""Nothing is lost in this test; cores that others use may keep a process waiting."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def serve_config(folder: Path, port: int) -> Path:
         "name": NAME,
         "route_prefix": "/",
         "import_path": "cluster.app:build",
-        "args": {"set": [f"name={NAME}", f"frontend.port={port}"]},
+        "args": {"set": [f"name={NAME}", f"frontend.port={port}", *PATIENT]},
     }
     config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
     file.write_text(yaml.safe_dump(config))
