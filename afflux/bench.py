@@ -344,7 +344,9 @@ def autoscale(
     resume: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Go on from the simulations in this file, and add to it."
+            metavar="FILE",
+            help="Go on from the simulations in this file, and add to it. Simulations of another "
+            "day are left alone; delete it when simulator or policy have changed.",
         ),
     ] = None,
     json_file: JsonFile = None,

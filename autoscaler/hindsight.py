@@ -154,7 +154,7 @@ def _ask_rest(
     ask: Ask, questions: Sequence[Question], kept: Kept
 ) -> list[tuple[Counts, Outcome | None]]:
     """Answers in the order of the questions; those kept are not asked again."""
-    units = [f"{counts}, {least:.4g}, {part}" for counts, least, part in questions]
+    units = [f"{counts}, {least!r}, {part}" for counts, least, part in questions]
     todo = [index for index, unit in enumerate(units) if kept.get(unit) is None]
     for index, (_, outcome) in zip(todo, ask(_answer, [questions[i] for i in todo]), strict=True):
         kept.put(units[index], "hopeless" if outcome is None else outcome_data(outcome))

@@ -8,11 +8,14 @@ are a published system's proportions, not this machine's.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from autoscaler import registry
 from autoscaler.day import CASES, Case, Day, make_day
@@ -89,7 +92,7 @@ def run_days(
         seed: of the days and of the simulations.
         traces: folder of the recorded traces; None: ../shared/data of the checkout.
         resume: file of finished simulations: those in it are not run again, others are added.
-            Delete it when the simulator or a policy has changed.
+            Delete it when the code of the simulator or of a policy has changed.
         progress: is told what is being done, and the share that is over.
 
     Returns:
@@ -116,8 +119,7 @@ def run_days(
         def say(text: str, part: float, case: Case = case, share: float = share) -> None:
             tell(f"{case.name}: {text}", share + part / len(chosen))
 
-        key = repr((case, hours, seed))
-        found.append(_one(case, wanted, folder, hours, jobs, seed, Kept(resume, key), say))
+        found.append(_one(case, wanted, folder, hours, jobs, seed, resume, say))
         seconds = time.monotonic() - began
         report = make_report("autoscale", _summary(found, seconds), _details(found))
         # a day takes long: what has been found is not to be lost
@@ -135,12 +137,13 @@ def _one(
     hours: float,
     jobs: int | None,
     seed: int,
-    kept: Kept,
+    resume: Path | None,
     tell: Progress,
 ) -> Found:
     hour = read_trace(folder / case.file)
     day = make_day(hour, case.speed * hour.rate, seed=seed, hours=hours)
     scenario = case.scenario(day, 1, 1)
+    kept = Kept(resume, digest(scenario, seed))
 
     def searching(text: str, share: float) -> None:
         tell(f"best static, {text}", 0.7 * share)
@@ -156,6 +159,16 @@ def _one(
             kept.put(units[name], outcome_data(outcome))
     outcomes = {name: read_outcome(kept.get(unit)) for name, unit in units.items()}
     return Found(case, day, static, outcomes)
+
+
+def digest(scenario: Scenario, seed: int) -> str:
+    """Of all that decides a simulation, but for the code: requests, system, targets, limits."""
+    columns = vars(scenario) | {"trace": None, "cached": None}
+    found = hashlib.sha256(repr((columns, seed)).encode())
+    trace = scenario.trace
+    for column in (trace.arrival, trace.prompt, trace.output, scenario.cached):
+        found.update(b"none" if column is None else np.asarray(column).tobytes())
+    return found.hexdigest()[:24]
 
 
 def _policy(

@@ -834,7 +834,7 @@ class Membership:
         if name is not None:
             orders = [*self._releasing, *orders]
             return next((c for c in orders if name in c.retiring or name in c.order.retire), None)
-        orders = [c for c in orders if c.order.verb not in ("repair", "replace", "rebalance")]
+        orders = [c for c in orders if c.order.verb not in (*REPAIRS, "rebalance")]
         return orders[-1] if orders else None
 
     def _goal(self) -> dict[Role, int]:

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from autoscaler import day
+from autoscaler import day, hindsight
 from autoscaler.limits import Limits
+from autoscaler.replay import run
 from benchmarks import autoscale
 from planner.errors import PlannerError
 
@@ -38,6 +40,36 @@ def test_a_short_day_gives_a_report_and_a_picture(traces: Path, tmp_path: Path) 
     assert summary["azure_static_attainment"] == summary["azure_attainment_best_static"]
     assert json.loads(out.read_text())["details"]["azure"]["note"].startswith("a day made of")
     assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_it_goes_on_where_it_was_but_only_for_the_same_day(
+    traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated: list[object] = []
+    for module in (autoscale, hindsight):
+        monkeypatch.setattr(
+            module, "run", lambda scenario, *a, **k: simulated.append(1) or run(scenario, *a, **k)
+        )
+
+    def again() -> tuple[int, dict[str, Any]]:
+        simulated.clear()
+        report = autoscale.run_days(
+            cases=["azure"],
+            policies=["slo_feedback"],
+            hours=0.1,
+            jobs=1,
+            traces=traces,
+            resume=tmp_path / "finished.jsonl",
+        )
+        return len(simulated), {k: v for k, v in report["summary"].items() if k != "seconds"}
+
+    many, first = again()
+    assert many > 1 and again() == (0, first)
+    monkeypatch.setattr(day, "LIMITS", Limits((1, 3), (1, 2)))
+    assert again()[0] > 0, "other limits"
+    file = traces / day.CASES["azure"].file
+    file.write_text("\n".join(file.read_text().splitlines()[:-50]) + "\n")
+    assert again()[0] > 0, "other requests"
 
 
 def test_unknown_traces_are_named(tmp_path: Path) -> None:
