@@ -30,8 +30,8 @@ _KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"  # GiB; vLLM's old way to say kv_cache_memo
 _A_BIT = 0.001
 """Of the resource that Ray gives every node by its address: who wants some has to be there."""
 
-AUTOSCALED = "ray.io/node-group"
-"""Label that Ray's autoscaler and KubeRay put on their nodes."""
+_NODE_GROUP = "ray.io/node-group"  # Ray's autoscaler and KubeRay put it on their nodes
+_LOCAL_GROUP = "local.cluster.node"  # of Ray's local provider: machines that there are anyway
 
 
 def create_group(
@@ -236,6 +236,11 @@ def metrics_agents() -> tuple[str, ...]:
     )
 
 
+def autoscaled(labels: Mapping[str, str]) -> bool:
+    """Whether a node with these labels belongs to a cluster to which more may be added."""
+    return labels.get(_NODE_GROUP, _LOCAL_GROUP) not in ("", _LOCAL_GROUP)
+
+
 def check_room(spec: ClusterSpec, *, count_frontend: bool) -> None:
     """Refuse at once what the cluster can't hold, unless an autoscaler may add nodes.
 
@@ -248,7 +253,7 @@ def check_room(spec: ClusterSpec, *, count_frontend: bool) -> None:
     wanted = [n for n in needs(spec) if count_frontend or not n.what.startswith("frontend")]
     nodes = free_nodes()
     lines = lacking(wanted, nodes)
-    if lines and not any(node.labels.get(AUTOSCALED) for node in nodes):
+    if lines and not any(autoscaled(node.labels) for node in nodes):
         listed = "".join(f"\n  {line}" for line in lines)
         raise LackingResources(
             f"the Ray cluster cannot hold {spec.name}{listed}\nadd nodes, free what runs there, or "
@@ -266,7 +271,7 @@ def check_one_more(spec: ClusterSpec, role: Role) -> None:
     need = Need(f"one more {role} actor", pool.resources.bundle(), pool.labels)
     nodes = free_nodes()
     lines = lacking([need], nodes)
-    if lines and not any(node.labels.get(AUTOSCALED) for node in nodes):
+    if lines and not any(autoscaled(node.labels) for node in nodes):
         raise LackingResources(
             f"the Ray cluster has no room for one more {role} actor: {'; '.join(lines)}"
         )

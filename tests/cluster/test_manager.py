@@ -546,8 +546,11 @@ def test_lacking_resources_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ray_actors.check_room(spec(), count_frontend=False)
     with pytest.raises(LackingResources, match=r"CPU: 4.25 needed, 3 free"):
         ray_actors.check_room(spec(), count_frontend=True)
-    nodes[0] = Node("n", {"CPU": 3.0}, {ray_actors.AUTOSCALED: "workers"})
+    nodes[0] = Node("n", {"CPU": 3.0}, {"ray.io/node-group": "workers"})
     ray_actors.check_room(spec(), count_frontend=True)  # an autoscaler may bring more
+    nodes[0] = Node("n", {"CPU": 3.0}, {"ray.io/node-group": "local.cluster.node"})
+    with pytest.raises(LackingResources):  # but not machines that there are anyway
+        ray_actors.check_room(spec(), count_frontend=True)
 
 
 async def test_a_late_start_says_who_is_late(
