@@ -99,6 +99,7 @@ def evaluate(
         given=rank.given.where(chosen),
         ttft=ttft,
         tpot=tpot,
+        tpot_paper=by_form["paper"][1],
         tpot_safe=by_form["safe"][1],
         rate=ranks * rate,
     )

@@ -28,7 +28,7 @@ class Table:
         split, replicas: of the system.
         given: batch, lanes, chunk.
         ttft, tpot: seconds.
-        tpot_safe: TPOT by the safe bound.
+        tpot_paper, tpot_safe: TPOT by both forms of the overlap.
         rate: output tokens per second of the system.
     """
 
@@ -37,6 +37,7 @@ class Table:
     given: Settings
     ttft: Array
     tpot: Array
+    tpot_paper: Array
     tpot_safe: Array
     rate: Array
 
@@ -56,6 +57,7 @@ class Row:
     chunk: int
     ttft: float
     tpot: float
+    paper: float
     safe: float
     rate: float
 
@@ -199,6 +201,7 @@ def _row(table: Table, row: int) -> Row:
         chunk=int(given.chunk[row]),
         ttft=float(table.ttft[row]),
         tpot=float(table.tpot[row]),
+        paper=float(table.tpot_paper[row]),
         safe=float(table.tpot_safe[row]),
         rate=float(table.rate[row]),
     )
@@ -225,6 +228,7 @@ def point_of(stages: Stages, row: Row) -> Point:
         tokens_per_s=row.rate,
         chunk=row.chunk,
         lanes=row.lanes,
+        tpot_paper=row.paper,
         tpot_safe=row.safe,
         parts=parts,
         shares=shares_of(stages, split, work, parts),

@@ -227,6 +227,7 @@ def point_of(steps: Steps, found: Evaluated, row: int) -> Point:
         tpot=float(found.tpot[row]),
         tokens_per_s=float(found.rate[row]),
         chunk=int(chunk[0]),
+        tpot_paper=float(found.tpot[row]),
         tpot_safe=float(found.tpot[row]),
         parts={name: float(time.seconds[0]) for name, time in plain.items()},
         shares=shares_of(

@@ -10,7 +10,7 @@ from planner.explore.kernels.base import Provenance
 from planner.explore.points import Group, Mode, Point
 from planner.explore.question import Question
 
-FORMAT = 1
+FORMAT = 2
 
 
 def point_data(point: Point) -> dict[str, Any]:

@@ -193,6 +193,7 @@ def _workers(
             batch=int(size),
             lanes=1,
             afd=False,
+            paper=float(took),
             safe=float(took),
         )
         for size, took in zip(batch[fits][known], seconds[known], strict=True)

@@ -76,7 +76,8 @@ class _Front:
     """The replicas of one size that none beats in time and rate."""
 
     splits: list[tuple[AfdSplit, int]] = field(default_factory=list)
-    columns: Array = field(default_factory=lambda: np.zeros((3, 0)))  # speed, rate, safe seconds
+    columns: Array = field(default_factory=lambda: np.zeros((4, 0)))
+    """Speed, rate, seconds by the paper's formula, by the safe bound."""
 
     def matters(self, floor: Array, ceiling: Array) -> np.ndarray:
         """Rows that could be on it; times not more, rates not less than the truth."""
@@ -140,7 +141,8 @@ def afd_replicas(
             continue
         least = float(seconds[known].min())
         reach |= Reach(ttft=least) if role == "prefill" else Reach(tpot=least)
-        columns = np.stack([1.0 / seconds, split.dp * rank.rate(seconds, rows), step.safe])
+        rates = split.dp * rank.rate(seconds, rows)
+        columns = np.stack([1.0 / seconds, rates, step.paper, step.safe])
         front.take(split, rows, columns)
     found = tuple(
         _replica(ranks[split.tp], split, row, column)
@@ -185,7 +187,8 @@ def _replica(rank: PoolRank, split: AfdSplit, row: int, column: Array) -> Replic
         batch=int(rank.given.batch[row]),
         lanes=int(rank.work.lanes[row]),
         afd=True,
-        safe=float(column[2]),
+        paper=float(column[2]),
+        safe=float(column[3]),
     )
 
 

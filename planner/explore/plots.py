@@ -100,8 +100,12 @@ def describe(point: Point) -> list[str]:
     if point.chunk:
         each += f", chunks of {point.chunk} tokens"
     lines.append(each)
-    safe = f" (safe bound {seconds(point.tpot_safe)})" if point.tpot_safe > point.tpot else ""
-    lines.append(f"TTFT {seconds(point.ttft)}, TPOT {seconds(point.tpot)}{safe}")
+    other = ""
+    if point.tpot_safe > point.tpot:
+        other = f" (safe bound {seconds(point.tpot_safe)})"
+    elif point.tpot_paper < point.tpot:
+        other = f" (the paper's formula {seconds(point.tpot_paper)})"
+    lines.append(f"TTFT {seconds(point.ttft)}, TPOT {seconds(point.tpot)}{other}")
     lines.append(f"{point.tokens_per_s:,.0f} tokens/s, {point.tokens_per_s_gpu:,.4g} per GPU")
     return lines
 

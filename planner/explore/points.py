@@ -114,7 +114,8 @@ class Point:
         lanes: micro-batches of AFD; 1 elsewhere.
         ttft, tpot: seconds.
         tokens_per_s: output tokens per second of the whole system.
-        tpot_safe: TPOT by the safe bound of AFD's overlap; equals ``tpot`` elsewhere.
+        tpot_paper, tpot_safe: TPOT by both forms of AFD's overlap (``overlap.Overlapped``), one of
+            which is ``tpot``; both equal it where nothing overlaps.
         parts: seconds of the decode step by stage ("attention", "a2f", "ffn", "f2a", ...), full
             batch, before overlap.
         shares: of the time by provenance.
@@ -130,6 +131,7 @@ class Point:
     tokens_per_s: float
     chunk: int = 0
     lanes: int = 1
+    tpot_paper: float = 0.0
     tpot_safe: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
     shares: Mapping[Provenance, float] = field(default_factory=dict)

@@ -33,7 +33,7 @@ class Replica:
         requests_per_s: that it brings through, alone.
         batch, lanes: of an attention rank.
         afd: attention and experts are apart.
-        safe: TPOT by the safe bound; ``seconds`` where nothing overlaps.
+        paper, safe: TPOT by both forms of the overlap; ``seconds`` where nothing overlaps.
     """
 
     split: tuple[int, int, int, int]
@@ -43,6 +43,7 @@ class Replica:
     batch: int
     lanes: int
     afd: bool
+    paper: float
     safe: float
 
     @property
@@ -291,6 +292,7 @@ def system_of(
         tpot=decode.seconds,
         tokens_per_s=min(supply, drain) * question.shape.output,
         lanes=decode.lanes,
+        tpot_paper=decode.paper,
         tpot_safe=decode.safe,
         parts=details[1].parts,
         shares=details[1].shares,

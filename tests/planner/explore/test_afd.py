@@ -57,12 +57,14 @@ def test_every_setting_of_a_split_by_plain_arithmetic() -> None:
         assert table.rate[row] == pytest.approx(rate)
         assert table.ttft[row] == pytest.approx(ttft)
         assert table.tpot[row] == pytest.approx(tpot) == pytest.approx(table.tpot_safe[row])
+        assert table.tpot_paper[row] <= table.tpot_safe[row] * (1 + 1e-12)
 
 
 def test_the_paper_s_overlap_counts_where_asked() -> None:
     stages = Stages(replace(QUESTION, options=Options(overlap="paper")), DB)
     table = evaluate(stages, Rank(stages, 1), AfdSplit(1, 16, 1, 112), replicas=1)
     assert table is not None
+    assert np.all(table.tpot == table.tpot_paper)
     assert np.all(table.tpot <= table.tpot_safe * (1 + 1e-12))
     assert np.any(table.tpot < 0.9 * table.tpot_safe)
 

@@ -54,6 +54,8 @@ def test_a_configuration_in_lines() -> None:
     assert "1 x ffn: 112 GPUs, EP 112" in lines
     assert "3 lanes, chunks of 256 tokens" in lines[3]
     assert "TPOT 10 ms (safe bound 12 ms)" in lines[4]
+    lines = describe(point(Mode.AFD, 3970.0, tpot_paper=0.008))
+    assert "TPOT 10 ms (the paper's formula 8 ms)" in lines[4]
 
 
 @pytest.mark.parametrize("draw", [draw_fronts, write_page])
