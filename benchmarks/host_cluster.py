@@ -1,4 +1,5 @@
-"""A Ray cluster on test hosts, as ``ray start`` makes one: a head, attention hosts, FFN hosts.
+"""A Ray cluster on test hosts, as ``ray start`` makes one: a head, attention hosts, FFN hosts, or
+hosts for either.
 
 What ``ray up`` does, without SSH and set-up commands: the nodes have the addresses, labels and the
 token that ``deploy/cluster.yaml`` gives them. For tests and benchmarks over several hosts.
@@ -12,12 +13,16 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from benchmarks.hosts import Host, Hosts, hosts
 from cluster.paths import project_root
 
 SPEC = "deploy/specs/several-hosts.yaml"
+EITHER = "either"
+"""Role in the label of a host that may have actors of both."""
+
 _PORT = 6379
 _CPUS = 4  # as Ray counts them; all hosts share the machine's cores
 _OBJECTS = 100_000_000
@@ -31,6 +36,7 @@ class HostCluster:
     hosts: Hosts
     attention: list[Host]
     ffn: list[Host]
+    either: list[Host]
     env: dict[str, str] = field(repr=False)
     labels: Callable[[Host], str] | None = None
     """More Ray labels of a host, as ``ray start --labels`` takes them."""
@@ -49,7 +55,7 @@ class HostCluster:
         """What its label ``afflux.io/role`` says."""
         if host in self.attention or host in self.ffn:
             return "attention" if host in self.attention else "ffn"
-        return "head"
+        return EITHER if host in self.either else "head"
 
     def labels_of(self, host: Host) -> str:
         """Its Ray labels, as ``ray start --labels`` takes them."""
@@ -95,28 +101,35 @@ class HostCluster:
 def host_cluster(
     attention: int,
     ffn: int,
+    either: int = 0,
     env: dict[str, str] | None = None,
     labels: Callable[[Host], str] | None = None,
 ) -> Iterator[HostCluster]:
     """Make hosts, one for the head besides, and a Ray over them; all gone afterwards.
 
     Args:
-        attention, ffn: hosts of each kind.
+        attention, ffn, either: hosts of each kind.
         env: of every process there; it shows in the list of processes, so no real keys.
         labels: see ``HostCluster.labels``.
 
     Raises:
         RuntimeError: hosts can't be made here. subprocess.CalledProcessError: Ray did not start.
     """
-    with hosts(1 + attention + ffn) as made:
+    with hosts(1 + attention + ffn + either) as made:
         # every host sees the file; in the environment it would be in the list of processes
         token = made[0].folder.parent / "ray_token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32), encoding="ascii")
         ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         settings = {**ray, **_quiet(), **(env or {})}
+        others = iter(made.each[1:])
         cluster = HostCluster(
-            made, made.each[1 : 1 + attention], made.each[1 + attention :], settings, labels
+            made,
+            attention=list(islice(others, attention)),
+            ffn=list(islice(others, ffn)),
+            either=list(others),
+            env=settings,
+            labels=labels,
         )
         for host in made:
             _join(cluster, host)

@@ -45,6 +45,7 @@ def streams(cluster: HostCluster, **options: object) -> Streams:
 
 
 def whole(cluster: HostCluster) -> bool:
+    """As 2A2F."""
     status = cluster.status()
     ready = sorted(a["role"] for a in status["actors"] if a["state"] == "ready")
     settled = status["health"] == "ready" and status["change"] is None
