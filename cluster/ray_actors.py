@@ -261,8 +261,11 @@ def check_room(spec: ClusterSpec, *, count_frontend: bool) -> None:
         )
 
 
-def check_one_more(spec: ClusterSpec, role: Role) -> None:
+def check_one_more(spec: ClusterSpec, role: Role) -> bool:
     """Refuse what the cluster can't hold besides what runs, unless an autoscaler may add nodes.
+
+    Returns:
+        Whether there is room as it is.
 
     Raises:
         LackingResources: says which resource, how much is needed and how much is free.
@@ -275,6 +278,7 @@ def check_one_more(spec: ClusterSpec, role: Role) -> None:
         raise LackingResources(
             f"the Ray cluster has no room for one more {role} actor: {'; '.join(lines)}"
         )
+    return not lines
 
 
 def where(handle: Any) -> tuple[str | None, str | None, int | None]:

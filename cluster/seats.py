@@ -36,6 +36,8 @@ WATCH_S = 2.0
 ROOM_GRACE_S = 2.0
 """Seconds that resources which are being given back may take before a start is refused."""
 
+AWAITING_NODE = "no node has room for it yet; Ray's autoscaler may add one"
+
 DRAIN_POLL_S = 0.1
 KEPT = 50
 """Ended seats that are remembered."""
@@ -254,12 +256,16 @@ class Seats:
                     await asyncio.to_thread(ray_actors.remove_group, seat.group)
                     address, began = None, time.monotonic()
                     await self._group(seat, None)
-                else:
-                    await asyncio.to_thread(ray_actors.check_one_more, self.spec, seat.role)
+                elif not await asyncio.to_thread(ray_actors.check_one_more, self.spec, seat.role):
+                    self._await_node(seat)
         except LackingResources:
             await self.stop(seat.name, fence=True)
             raise
         seat.node_id = await asyncio.to_thread(ray_actors.node_of, seat.group)
+
+    def _await_node(self, seat: Seat) -> None:
+        if not seat.detail:
+            self.set_state(seat, "pending", AWAITING_NODE)
 
     async def _group(self, seat: Seat, address: str | None) -> None:
         pool = self.spec.pool(seat.role)

@@ -169,6 +169,7 @@ class FakeRay:
         self.workers: dict[str, FakeWorker] = {}
         self.groups: dict[str, Group] = {}
         self.room = True
+        self.autoscaled = False
         self.sites: list[Site] = []
         self.find_sites: Callable[[], list[Site]] = lambda: self.sites
         self.asked_for: dict[str, str | None] = {}
@@ -218,12 +219,15 @@ class FakeRay:
         group = self.groups[name] = Group(name)
         self.asked_for[name] = address
         if not self.room or address in self.full:
-            group.wait = lambda seconds: False  # type: ignore[method-assign]
+            group.wait = lambda seconds: (  # type: ignore[method-assign]
+                self.room and address not in self.full
+            )
         return group
 
-    def _check_one_more(self, spec: Any, role: Any) -> None:
-        if not self.room:
+    def _check_one_more(self, spec: Any, role: Any) -> bool:
+        if not self.room and not self.autoscaled:
             raise ray_actors.LackingResources("CPU: 1 needed, 0 free, 1 lacking")
+        return self.room
 
     def _kill(self, worker: FakeWorker) -> None:
         worker.dead.set()

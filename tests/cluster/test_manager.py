@@ -272,6 +272,24 @@ async def test_no_room_rolls_back_and_says_so(deployment: Deployment) -> None:
     assert (await deployment.ended(await manager.scale(ffn=3))).phase == "done"
 
 
+async def test_an_actor_waits_for_the_node_that_an_autoscaler_may_add(
+    deployment: Deployment,
+) -> None:
+    manager = await deployment.up()
+    deployment.ray.room, deployment.ray.autoscaled = False, True
+    change = await manager.scale(ffn=3)
+    by_name = manager.seats.by_name
+    await deployment.until(
+        lambda: "ffn-2" in by_name and by_name["ffn-2"].detail == seats.AWAITING_NODE
+    )
+    (waiting,) = [a for a in (await manager.status()).actors if a.name == "ffn-2"]
+    assert waiting.detail == seats.AWAITING_NODE
+    deployment.ray.room = True
+    assert (await deployment.ended(change)).phase == "done"
+    (ready,) = [a for a in (await manager.status()).actors if a.name == "ffn-2"]
+    assert (ready.state, ready.detail) == ("ready", "")
+
+
 async def test_refusals_change_nothing(deployment: Deployment) -> None:
     manager = await deployment.up()
     with pytest.raises(Refused, match="allows 1 to 4"):
