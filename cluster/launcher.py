@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from actors.errors import AffluxError
 from cluster import companion, preflight, ray_actors, ray_head, records
@@ -200,7 +200,7 @@ def _deploy(spec: ClusterSpec, note: _Notes) -> None:
     try:
         start = manager.start.remote(spec.model_dump(mode="json"), count_frontend=True)
         note("starting Ray Serve")
-        _serve(spec, had_serve)
+        _serve(spec, had_serve, note)
         _wait_until_ready(spec, manager, start, note)
         get(manager.set_url.remote(_url(spec)), ASK_S)
     except BaseException:
@@ -234,12 +234,17 @@ def _check_serve(spec: ClusterSpec) -> bool:
     return True
 
 
-def _serve(spec: ClusterSpec, had_serve: bool) -> None:
+def _serve(spec: ClusterSpec, had_serve: bool, note: _Notes) -> None:
     from ray import serve
     from ray.serve.api import RunTarget
 
     if not had_serve:
-        serve.start(http_options={"host": spec.frontend.host, "port": spec.frontend.port})
+        try:
+            serve.start(http_options={"host": spec.frontend.host, "port": spec.frontend.port})
+        except (RayActorError, TimeoutError) as error:
+            # Serve ends a proxy that is not ready within 5 s, and starts another that has longer,
+            # and so on: the start's own limit says when it is enough.
+            note(f"Serve starts its HTTP proxy again ({type(error).__name__})")
     serve.run_many(
         [RunTarget(application(spec, owned_by_serve=False), name=spec.name, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,

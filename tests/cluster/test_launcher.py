@@ -188,3 +188,19 @@ def test_a_given_address_is_taken_as_it_is(address: str) -> None:
 
 def test_local_means_a_new_ray() -> None:
     assert connection.find_ray("local") is None
+
+
+def test_a_slow_proxy_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve ends a proxy that takes 5 s to start, and starts another."""
+    from ray import serve
+    from ray.exceptions import ActorDiedError
+
+    def start(**_: object) -> None:
+        raise ActorDiedError
+
+    ran, told = [], []
+    monkeypatch.setattr(serve, "start", start)
+    monkeypatch.setattr(serve, "run_many", lambda targets, **_: ran.extend(targets))
+    notes = launcher._Notes(lambda event: told.append(event.detail))
+    launcher._serve(make_spec({"model": {"path": "nowhere"}}), False, notes)
+    assert len(ran) == 1 and "proxy again" in told[0]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
+from ray.autoscaler._private.providers import _get_default_config
 
 from benchmarks.hosts import why_not
 from cluster.paths import project_root
@@ -36,7 +37,9 @@ ONE_EACH = ("attention.resources.custom={afd_attention: 1}", "ffn.resources.cust
 def write(cluster: Launched) -> None:
     """No workers to begin with, and one actor has room on each."""
     root = project_root()
-    data = yaml.safe_load((root / "deploy/cluster-aws.yaml").read_text())
+    # for a provider of somebody else's Ray fills in no defaults
+    defaults = _get_default_config({"type": "aws"})
+    data = defaults | yaml.safe_load((root / "deploy/cluster-aws.yaml").read_text())
     data["provider"] = {
         "type": "external",
         "module": "tests.e2e.host_provider.HostProvider",
