@@ -91,6 +91,8 @@ def _detached(spec: ClusterSpec, name: str) -> dict[str, Any]:
         "lifetime": "detached",
         "runtime_env": {"env_vars": worker_env(spec)},
         "max_restarts": 0,
+        # They are asked several times a second, and Ray's head would keep a record of each call.
+        "enable_task_events": False,
     }
 
 
