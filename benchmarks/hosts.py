@@ -99,9 +99,12 @@ class Host:
             subprocess.CalledProcessError: it failed; ``stderr`` says why.
         """
         command = self.command(words, env)
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, check=True, **more
-        )
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **more)
+        try:
+            ended.check_returncode()
+        except subprocess.CalledProcessError as error:
+            error.add_note(f"{ended.stdout[-3000:]} {ended.stderr[-3000:]}".strip())
+            raise
         return ended.stdout
 
     def end(self) -> None:
