@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from benchmarks.host_cluster import HostCluster, host_cluster
-from benchmarks.hosts import why_not
+from benchmarks.hosts import Host, why_not
 from tests.e2e.conftest import KEY
 from tests.e2e.plain import plain_tokens
 from tests.e2e.streams import Streams
@@ -101,6 +101,13 @@ def spread(cluster: HostCluster) -> None:
         assert len(set(places(cluster, role))) == 2
 
 
+def lose(cluster: HostCluster, host: Host, way: str) -> None:
+    if way == "cut":
+        cluster.hosts.cut(host)
+    else:
+        cluster.kill(host)
+
+
 @pytest.mark.parametrize("role", ["ffn", "attention"])
 @pytest.mark.parametrize("way", ["killed", "cut"])
 def test_a_lost_host(
@@ -112,10 +119,7 @@ def test_a_lost_host(
     lost = next(host for host in over_hosts.hosts if host.address == address)
     with streams(over_hosts, again=True) as found:
         began = time.monotonic()
-        if way == "cut":
-            over_hosts.hosts.cut(lost)
-        else:
-            over_hosts.kill(lost)
+        lose(over_hosts, lost, way)
         until(lambda: not whole(over_hosts), "the loss is noticed", seconds=180)
         noticed = time.monotonic() - began
         until(lambda: whole(over_hosts), "whole again", seconds=600)
