@@ -991,7 +991,7 @@ def connect_manager(spec: ClusterSpec) -> Any:
         "num_cpus": 0,
         "label_selector": dict(spec.frontend.labels),
         "max_restarts": -1,
-        "enable_task_events": False,
+        "enable_task_events": False,  # see ray_actors
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
     }
     return ray.remote(Manager).options(**options).remote(spec.model_dump(mode="json"))
