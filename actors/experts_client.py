@@ -21,10 +21,11 @@ from actors.errors import AffluxError, PeerLost, PeerRefused, PeerTimeout, StepI
 from actors.lanes import LaneChooser, current_lane, yield_lane
 from actors.routing import shares
 from actors.table import ExpertTable
-from actors.tickets import Part, Ticket
+from actors.tickets import Part, Piece, Ticket
 from actors.transport.backoff import Backoff
 from actors.transport.endpoint import Arrival, Endpoint
 from actors.transport.frame import FrameHeader
+from actors.transport.geometry import DEPTH
 
 PROBE_SECONDS = 0.02
 _NAP_SECONDS = 2e-4  # of a lane that waits for an emulated wire; others may be due before it
@@ -87,8 +88,8 @@ class ExpertsClient:
         self.lanes = 1
         self.step_tokens = 0
         self.step_load: tuple[int, int, int] = (0, 0, 0)
-        self._flying: dict[int, Ticket] = {}  # lane -> ticket
-        # (actor, lane) -> the unanswered frame in its slots. Neither our send slot nor the
+        self._flying: dict[int, Piece] = {}  # slot -> piece
+        # (actor, slot) -> the unanswered frame there. Neither our send slot nor the
         # receive slot may be used for another frame before the answer is here.
         self._owed: dict[tuple[str, int], Part] = {}
         self._parked: dict[int, Ticket] = {}
@@ -171,6 +172,9 @@ class ExpertsClient:
     ) -> Ticket:
         """Send one layer's rows to the actors that hold their experts; does not wait.
 
+        More rows than a frame holds travel in pieces, ``DEPTH`` of them at a time: an actor
+        computes one while the next comes in and the last one's answer leaves.
+
         Args:
             layer: layer index.
             x: [T, H] in the model's dtype.
@@ -198,16 +202,9 @@ class ExpertsClient:
         if self.emulate is not None:
             began = self._began.get(lane, 0.0) if resumed is None else resumed
             sleep_rest(began, self.emulate.attention(self._context.get(lane, 0)))
-        ticket = Ticket(
-            lane,
-            layer,
-            self._step,
-            routes.table.epoch,
-            x,
-            weights.to(torch.float32),
-            ids.to(torch.int32),
-        )
-        self._send_chunk(ticket)
+        ticket = self._cut(lane, layer, x, weights.to(torch.float32), ids.to(torch.int32))
+        for piece in ticket.pieces[:DEPTH]:
+            self._send_piece(piece)
         if resumed is not None:  # what one more lane costs this side, the hop's own work included
             spent = time.perf_counter() - resumed
             self.stats.compute_seconds += spent
@@ -224,89 +221,98 @@ class ExpertsClient:
             StepInterrupted: an actor refused the epoch, or pairs have no live holder left.
             PeerRefused: an actor could not compute a frame.
         """
-        began = time.perf_counter()
-        while True:
-            self._await(ticket)
+        began = answered = time.perf_counter()
+        pieces = ticket.pieces
+        for index, piece in enumerate(pieces):
+            self._await(piece)
             answered = time.perf_counter()
             if self._idle_since:
                 self._end_idleness(answered)
-            self._measure(ticket, answered)
-            out = self._add_up(ticket)
-            if ticket.stop == ticket.x.shape[0]:
-                break
-            self._send_chunk(ticket)
-        self._flying.pop(ticket.lane, None)
+            self._measure(piece, answered, alone=len(pieces) == 1)
+            self._add_up(piece)
+            del self._flying[piece.slot]
+            if index + DEPTH < len(pieces):  # into the slots that were read just now
+                self._send_piece(pieces[index + DEPTH])
         self.stats.wait_seconds += answered - began
-        self._resumed[ticket.lane] = answered
-        return out
+        self._resumed[pieces[0].lane] = answered
+        return ticket.out
 
     # -- sending -------------------------------------------------------------------------------
 
-    def _send_chunk(self, ticket: Ticket) -> None:
-        start, stop = ticket.stop, min(ticket.stop + self.max_tokens, ticket.x.shape[0])
-        ticket.start, ticket.stop = start, stop
-        if stop - start == ticket.x.shape[0]:
-            ticket.piece = (ticket.x, ticket.ids, ticket.weights)
-        else:
-            ticket.piece = (
-                ticket.x[start:stop],
-                ticket.ids[start:stop],
-                ticket.weights[start:stop],
-            )
-        ticket.parts = []
-        ticket.sent_at = time.perf_counter()
-        ticket.deadline = ticket.sent_at + self.timeout
-        ticket.version = self.adoption.version
-        self._flying[ticket.lane] = ticket
-        self._send(ticket, None)
-        if ticket.version != self.adoption.version:
-            self._reroute(ticket)
+    def _cut(
+        self, lane: int, layer: int, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor
+    ) -> Ticket:
+        """A ticket, in pieces of about equal size where it does not fit a frame."""
+        epoch, slot = self.epoch, self.endpoint.geometry.slot
+        out = torch.empty_like(x)
+        tokens = x.shape[0]
+        if tokens <= self.max_tokens:
+            piece = Piece(lane, layer, self._step, epoch, x, weights, ids, out, slot(lane, 0), 0)
+            return Ticket(out, [piece])
+        count = -(-tokens // self.max_tokens)
+        size = -(-tokens // count)
+        split = zip(*(whole.split(size) for whole in (x, weights, ids, out)), strict=True)
+        pieces = [
+            Piece(lane, layer, self._step, epoch, *rows, slot(lane, number), number)  # type: ignore[call-arg]
+            for number, rows in enumerate(split)
+        ]
+        return Ticket(out, pieces)
 
-    def _send(self, ticket: Ticket, pairs: np.ndarray | None) -> None:
-        """Send pairs of the chunk (flat indices, ascending; None: all) to their holders."""
-        route = self.adoption.routes.layers[ticket.layer]  # type: ignore[union-attr]
+    def _send_piece(self, piece: Piece) -> None:
+        piece.sent_at = time.perf_counter()
+        piece.deadline = piece.sent_at + self.timeout
+        piece.version = self.adoption.version
+        self._flying[piece.slot] = piece
+        self._send(piece, None)
+        if piece.version != self.adoption.version:
+            self._reroute(piece)
+
+    def _send(self, piece: Piece, pairs: np.ndarray | None) -> None:
+        """Send pairs of the piece (flat indices, ascending; None: all) to their holders."""
+        route = self.adoption.routes.layers[piece.layer]  # type: ignore[union-attr]
         actors = self.adoption.routes.actors  # type: ignore[union-attr]
         if pairs is None and route.sole is not None:
-            self._post(ticket, Part(actors[route.sole]))
+            self._post(piece, Part(actors[route.sole]))
         else:
             # Host-side routing: the pair lists are small next to the hidden states.
-            ids = ticket.piece[1].cpu().numpy()
+            ids = piece.ids.cpu().numpy()
             tokens, top_k = ids.shape
             owners = route.owners(ids, self._step, pairs)
             if not route.complete and (owners < 0).any():
                 asked = ids.reshape(-1) if pairs is None else ids.reshape(-1)[pairs]
-                raise self._no_holder(ticket, sorted(set(asked[owners < 0].tolist())))
+                raise self._no_holder(piece, sorted(set(asked[owners < 0].tolist())))
             for share in shares(owners, top_k, pairs):
                 whole = len(share.rows) == tokens
-                rows = None if whole else torch.from_numpy(share.rows).to(ticket.x.device)
-                self._post(ticket, Part(actors[share.owner], share, rows))
-        ticket.chunk += 1
+                rows = None if whole else torch.from_numpy(share.rows).to(piece.x.device)
+                self._post(piece, Part(actors[share.owner], share, rows))
+        piece.chunk += DEPTH  # the same slot
+        piece.sent += 1
 
-    def _post(self, ticket: Ticket, part: Part) -> None:
-        """Add a part to a ticket and send it, or queue it behind its slot's earlier frame."""
-        part.step, part.layer, part.chunk = ticket.step, ticket.layer, ticket.chunk
-        ticket.parts.append(part)
-        ticket.missing += 1
-        self._launch(ticket, part)
+    def _post(self, piece: Piece, part: Part) -> None:
+        """Add a part to a piece and send it, or queue it behind its slot's earlier frame."""
+        part.step, part.layer, part.chunk = piece.step, piece.layer, piece.chunk
+        piece.parts.append(part)
+        piece.missing += 1
+        self._launch(piece, part)
 
-    def _launch(self, ticket: Ticket, part: Part) -> None:
-        actor, lane = part.actor, ticket.lane
-        slot = (actor, lane)
+    def _launch(self, piece: Piece, part: Part) -> None:
+        actor, lane = part.actor, piece.lane
+        slot = (actor, piece.slot)
         part.sent_at = time.perf_counter()
         part.deadline = part.sent_at + self.timeout
         if slot in self._owed and self._still_owed(slot):
-            ticket.queued.append(part)
-            ticket.disturbed = True
+            piece.queued.append(part)
+            piece.disturbed = True
             return
-        for other in ticket.parts if ticket.chunk else ():  # its answer lies in the same slot
+        for other in piece.parts if piece.sent else ():  # its answer lies in the same slot
             if other.actor == actor and other.partial is not None:
                 other.partial = other.partial.clone()
-        x, ids, weights = ticket.piece
+        x, ids, weights = piece.x, piece.ids, piece.weights
         share, rows = part.share, None
         try:
             if share is not None:
                 slot_x, slot_ids, slot_weights, rows = self.endpoint.send_views(
-                    actor, lane, len(share.rows), len(share.pairs), dense=False
+                    actor, lane, len(share.rows), len(share.pairs), dense=False, chunk=part.chunk
                 )
                 assert rows is not None  # not dense
                 if part.rows is None:
@@ -323,7 +329,7 @@ class ExpertsClient:
                 lane,
                 layer=part.layer,
                 step=part.step,
-                epoch=ticket.epoch,
+                epoch=piece.epoch,
                 x=x,
                 ids=ids,
                 weights=weights,
@@ -331,10 +337,10 @@ class ExpertsClient:
                 chunk=part.chunk,
             )
         except PeerLost as error:
-            self._mask_lost(ticket, actor, error)
+            self._mask_lost(piece, actor, error)
             return
         except PeerTimeout as error:  # its slot is stuck
-            self.adoption.mask(actor, "silent", self._detail(ticket, actor, error.message))
+            self.adoption.mask(actor, "silent", self._detail(piece, actor, error.message))
             return
         self._owed[slot] = part
         self.stats.frames += 1
@@ -344,7 +350,7 @@ class ExpertsClient:
             back = self.endpoint.geometry.answer_bytes(tokens)
             out = back + ids.numel() * (8 if rows is None else 12)
             part.wire_s = self.emulate.transfer(out) + self.emulate.transfer(back)
-            ticket.ready_at = max(ticket.ready_at, part.sent_at + part.wire_s)
+            piece.ready_at = max(piece.ready_at, part.sent_at + part.wire_s)
 
     def _still_owed(self, slot: tuple[str, int]) -> bool:
         """Whether the earlier frame's answer may still come: not when the peer came anew."""
@@ -353,10 +359,10 @@ class ExpertsClient:
         del self._owed[slot]
         return False
 
-    def _send_queued(self, ticket: Ticket) -> None:
-        queued, ticket.queued = ticket.queued, []
+    def _send_queued(self, piece: Piece) -> None:
+        queued, piece.queued = piece.queued, []
         for part in queued:
-            self._launch(ticket, part)
+            self._launch(piece, part)
 
     def _forget_gone(self) -> None:
         """Drop what is kept for peers that left or came anew."""
@@ -370,75 +376,75 @@ class ExpertsClient:
 
     # -- when a holder fails -------------------------------------------------------------------
 
-    def _reroute(self, ticket: Ticket) -> None:
+    def _reroute(self, piece: Piece) -> None:
         """Send what masked holders did not answer to others."""
-        while ticket.version != self.adoption.version:
-            ticket.version = self.adoption.version
+        while piece.version != self.adoption.version:
+            piece.version = self.adoption.version
             masked = self.adoption.masked
-            bad = [p for p in ticket.parts if p.partial is None and p.actor in masked]
+            bad = [p for p in piece.parts if p.partial is None and p.actor in masked]
             if not bad:
                 continue
-            ticket.parts = [part for part in ticket.parts if part not in bad]
-            ticket.queued = [part for part in ticket.queued if part not in bad]
-            ticket.missing -= len(bad)
-            ticket.disturbed = True
+            piece.parts = [part for part in piece.parts if part not in bad]
+            piece.queued = [part for part in piece.queued if part not in bad]
+            piece.missing -= len(bad)
+            piece.disturbed = True
             self.stats.resent += len(bad)
             pairs = [part.share.pairs for part in bad if part.share is not None]
             whole = len(pairs) < len(bad)
-            self._send(ticket, None if whole else np.sort(np.concatenate(pairs)))
-            waiting = [part.deadline for part in ticket.parts if part.partial is None]
-            ticket.deadline = min(waiting, default=ticket.deadline)
+            self._send(piece, None if whole else np.sort(np.concatenate(pairs)))
+            waiting = [part.deadline for part in piece.parts if part.partial is None]
+            piece.deadline = min(waiting, default=piece.deadline)
 
-    def _expire(self, ticket: Ticket, now: float) -> None:
+    def _expire(self, piece: Piece, now: float) -> None:
         """Mask the holders whose deadline has passed."""
-        ticket.deadline = now + self.timeout
-        for part in ticket.parts:
+        piece.deadline = now + self.timeout
+        for part in piece.parts:
             if part.partial is not None:
                 continue
             if now <= part.deadline:
-                ticket.deadline = min(ticket.deadline, part.deadline)
+                piece.deadline = min(piece.deadline, part.deadline)
                 continue
-            rows = ticket.stop - ticket.start if part.share is None else len(part.share.rows)
+            rows = piece.x.shape[0] if part.share is None else len(part.share.rows)
             text = f"no answer from {part.actor}, {rows} tokens, within {self.timeout:g} s"
-            self.adoption.mask(part.actor, "silent", self._detail(ticket, part.actor, text))
+            self.adoption.mask(part.actor, "silent", self._detail(piece, part.actor, text))
 
-    def _probe(self, ticket: Ticket) -> None:
+    def _probe(self, piece: Piece) -> None:
         """A peer that died with our frame in its slot says nothing: touch it."""
-        for part in ticket.parts:
-            if part.partial is not None or part in ticket.queued:
+        for part in piece.parts:
+            if part.partial is not None or part in piece.queued:
                 continue
             try:
                 session = self.endpoint.probe(part.actor)
             except PeerLost as error:
-                self._mask_lost(ticket, part.actor, error)
+                self._mask_lost(piece, part.actor, error)
             else:
                 if session != part.session:  # disconnected and connected anew meanwhile
-                    self._launch(ticket, part)
+                    self._launch(piece, part)
 
-    def _mask_lost(self, ticket: Ticket, actor: str, error: PeerLost) -> None:
-        self.adoption.mask(actor, "lost", self._detail(ticket, actor, error.message))
+    def _mask_lost(self, piece: Piece, actor: str, error: PeerLost) -> None:
+        self.adoption.mask(actor, "lost", self._detail(piece, actor, error.message))
 
-    def _detail(self, ticket: Ticket, actor: str, what: str) -> str:
+    def _detail(self, piece: Piece, actor: str, what: str) -> str:
         heard = self._last_heard.get(actor)
         return (
-            f"{what} (layer {ticket.layer} of step {ticket.step}, lane {ticket.lane}; "
+            f"{what} (layer {piece.layer} of step {piece.step}, lane {piece.lane}; "
             f"last frame from {actor}: {heard.describe() if heard else 'none'})"
         )
 
-    def _no_holder(self, ticket: Ticket, absent: list[int]) -> StepInterrupted:
+    def _no_holder(self, piece: Piece, absent: list[int]) -> StepInterrupted:
         reasons = "; ".join(
             f"{fault.peer} {fault.kind}: {fault.detail}" for fault in self.adoption.masked.values()
         )
         return StepInterrupted(
-            f"experts {absent} of layer {ticket.layer} have no live holder under epoch "
+            f"experts {absent} of layer {piece.layer} have no live holder under epoch "
             f"{self.epoch}: {reasons}"
         )
 
-    def _refused(self, ticket: Ticket, arrival: Arrival) -> AffluxError | None:
+    def _refused(self, piece: Piece, arrival: Arrival) -> AffluxError | None:
         """What a refusal means for the step; None when the other holders can help."""
         code, text = arrival.error or ("", "")
         what = f"{arrival.peer} refused ({code}): {text}"
-        detail = self._detail(ticket, arrival.peer, what)
+        detail = self._detail(piece, arrival.peer, what)
         if code == "stale_epoch":
             return StepInterrupted(detail, code=code)
         if code not in _NOT_HELD:
@@ -448,16 +454,16 @@ class ExpertsClient:
 
     # -- waiting -------------------------------------------------------------------------------
 
-    def _await(self, ticket: Ticket) -> None:
+    def _await(self, piece: Piece) -> None:
         self._backoff.reset()
-        next_probe = ticket.sent_at + PROBE_SECONDS
+        next_probe = piece.sent_at + PROBE_SECONDS
         while True:
-            if ticket.version != self.adoption.version:
-                self._reroute(ticket)
-            if ticket.queued:
-                self._send_queued(ticket)
-            if not ticket.missing and (
-                self.emulate is None or time.perf_counter() >= ticket.ready_at
+            if piece.version != self.adoption.version:
+                self._reroute(piece)
+            if piece.queued:
+                self._send_queued(piece)
+            if not piece.missing and (
+                self.emulate is None or time.perf_counter() >= piece.ready_at
             ):
                 return
             if self._take_arrivals():
@@ -466,20 +472,20 @@ class ExpertsClient:
             now = time.perf_counter()
             if not self._idle_since:
                 self._idle_since = now
-            if now > ticket.deadline and ticket.missing:
-                self._expire(ticket, now)
+            if now > piece.deadline and piece.missing:
+                self._expire(piece, now)
                 continue
             if now > next_probe:
                 next_probe = now + PROBE_SECONDS
-                self._probe(ticket)
-                if ticket.version != self.adoption.version:
+                self._probe(piece)
+                if piece.version != self.adoption.version:
                     continue
             sent = self.stats.frames
             yield_lane()
             if self.stats.frames != sent:
                 self._backoff.reset()
-            elif now < ticket.ready_at:  # the other lanes wait as well, or there are none
-                time.sleep(min(ticket.ready_at - now, _NAP_SECONDS))
+            elif now < piece.ready_at:  # the other lanes wait as well, or there are none
+                time.sleep(min(piece.ready_at - now, _NAP_SECONDS))
             else:
                 self._backoff.pause()
 
@@ -494,7 +500,7 @@ class ExpertsClient:
         for arrival in arrivals:
             header = arrival.header
             self._last_heard[arrival.peer] = header
-            slot = (arrival.peer, header.lane)
+            slot = (arrival.peer, self.endpoint.geometry.slot(header.lane, header.chunk))
             part = self._owed.get(slot)
             if (
                 part is None
@@ -504,54 +510,49 @@ class ExpertsClient:
             ):
                 continue  # nobody waits for it
             del self._owed[slot]
-            ticket = self._flying.get(header.lane)
-            if ticket is None or part not in ticket.parts:
+            piece = self._flying.get(slot[1])
+            if piece is None or part not in piece.parts:
                 continue  # a late answer: its holder was masked or its step has failed
             if arrival.error is not None:
-                failure = self._refused(ticket, arrival) or failure
+                failure = self._refused(piece, arrival) or failure
                 continue
             part.header, part.partial = header, arrival.x
-            ticket.missing -= 1
+            piece.missing -= 1
             if self.emulate is not None:  # the wire delays the question, hence all that follows
                 at_peer = (header.reply_ns - header.recv_ns) * 1e-9
-                ticket.ready_at = max(ticket.ready_at, part.sent_at + part.wire_s + at_peer)
+                piece.ready_at = max(piece.ready_at, part.sent_at + part.wire_s + at_peer)
         if failure is not None:  # only now: every arrival has to be taken in
             raise failure
         return bool(arrivals)
 
-    def _add_up(self, ticket: Ticket) -> torch.Tensor:
-        rows = ticket.stop - ticket.start
-        whole = rows == ticket.x.shape[0]
-        if ticket.out is None:
-            ticket.out = torch.empty_like(ticket.x)
-        target = ticket.out if whole else ticket.out[ticket.start : ticket.stop]
-        first = ticket.parts[0]
-        if len(ticket.parts) == 1 and first.rows is None:
-            target.copy_(first.partial)  # type: ignore[arg-type]
-            return ticket.out
+    def _add_up(self, piece: Piece) -> None:
+        first = piece.parts[0]
+        if len(piece.parts) == 1 and first.rows is None:
+            piece.out.copy_(first.partial)  # type: ignore[arg-type]
+            return
         # In float32 and in the table's order: one rounding, and the same sum whoever is first.
-        total = torch.zeros((rows, ticket.x.shape[1]), dtype=torch.float32, device=ticket.x.device)
-        for part in ticket.parts:
+        total = torch.zeros(piece.x.shape, dtype=torch.float32, device=piece.x.device)
+        for part in piece.parts:
             partial = part.partial.to(torch.float32)  # type: ignore[union-attr]
             if part.rows is None:
                 total += partial
             else:
                 total.index_add_(0, part.rows, partial)
-        target.copy_(total)
-        return ticket.out
+        piece.out.copy_(total)
 
-    def _measure(self, ticket: Ticket, answered: float) -> None:
-        if ticket.disturbed:
+    def _measure(self, piece: Piece, answered: float, alone: bool) -> None:
+        if piece.disturbed:
             return
-        rows = ticket.stop - ticket.start
-        elapsed = answered - ticket.sent_at
+        rows = piece.x.shape[0]
+        elapsed = answered - piece.sent_at
         slowest = 0.0
-        for part in ticket.parts:
+        for part in piece.parts:
             header = part.header
             slowest = max(slowest, (header.end_ns - header.start_ns) * 1e-9)  # type: ignore[union-attr]
         times = self.chooser.times
         times.ffn.add(rows, slowest)
-        if self.lanes == 1:  # with several lanes the answer may have waited for our own turn
+        # with several lanes the answer may have waited for our own turn, a piece for another one
+        if self.lanes == 1 and alone:
             times.transfer.add(rows, max(0.0, elapsed - slowest))
 
     # -- tickets inside a compiled graph ----------------------------------------------------------

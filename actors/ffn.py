@@ -27,7 +27,7 @@ from actors.errors import AffluxError, FrameError, PeerLost, PeerTimeout
 from actors.metrics.config import MetricsConfig
 from actors.telemetry import no_telemetry
 from actors.transport.backoff import Backoff
-from actors.transport.geometry import MAX_LANES, Geometry
+from actors.transport.geometry import DEPTH, MAX_LANES, Geometry
 from actors.transport.hops import Histogram
 
 if TYPE_CHECKING:
@@ -683,7 +683,8 @@ class _Stage:
 
 
 def _same_slot(first: Arrival, second: Arrival) -> bool:
-    return first.peer == second.peer and first.header.lane == second.header.lane
+    a, b = first.header, second.header
+    return first.peer == second.peer and a.lane == b.lane and a.chunk % DEPTH == b.chunk % DEPTH
 
 
 def _question(

@@ -3,7 +3,7 @@
 An endpoint keeps a link per peer (slots on both sides, prepared writes, a session number) and
 moves frames over it. It is symmetric: an attention actor calls ``dispatch`` and gets COMBINE
 arrivals, an FFN actor gets DISPATCH arrivals and calls ``combine`` or ``refuse``. There is one
-frame in flight per (peer, lane) and direction; a question may be sent again, it overwrites itself.
+frame in flight per slot and direction; a question may be sent again, it overwrites itself.
 
 Not here: who holds which expert, deadlines and retries (the callers'), what a frame's layer means.
 """
@@ -309,7 +309,7 @@ class Endpoint:
     # ---- sending ----------------------------------------------------------------------------
 
     def send_views(
-        self, peer: str, lane: int, tokens: int, pairs: int, dense: bool
+        self, peer: str, lane: int, tokens: int, pairs: int, dense: bool, chunk: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Tensors (x, ids, weights, rows) of the send slot, for a producer that writes in place.
 
@@ -317,8 +317,9 @@ class Endpoint:
         """
         with self._lock:
             link = self._link(peer)
-            self._settle(link, lane)
-            x, ids, weights, rows, _ = link.send.views(lane, tokens, pairs, dense)
+            slot = self.geometry.slot(lane, chunk)
+            self._settle(link, slot)
+            x, ids, weights, rows, _ = link.send.views(slot, tokens, pairs, dense)
             return x, ids, weights, rows
 
     def dispatch(
@@ -344,7 +345,8 @@ class Endpoint:
             ids: global expert ids, [tokens, top_k], or [pairs] when ``rows`` is given.
             weights: routing weights, shaped like ids.
             rows: [pairs] row of x of each pair; None sends a DENSE frame.
-            chunk: number of the piece when a batch is split; pieces of one lane go one by one.
+            chunk: number of the piece when a batch is split; says which of the lane's slots it
+                takes, see ``Geometry.slot``.
 
         Returns:
             ``session`` of the link that it went over.
@@ -352,7 +354,7 @@ class Endpoint:
         Raises:
             ValueError: wrong shape or dtype, more tokens than a frame holds, no such lane.
             PeerLost: the peer is unknown, left, or its process is gone.
-            PeerTimeout: the lane's previous write has still not left (code ``slot_busy``).
+            PeerTimeout: the slot's previous write has still not left (code ``slot_busy``).
         """
         queued = _now()
         dense = rows is None
@@ -361,16 +363,17 @@ class Endpoint:
         self._check_question(lane, x, ids, weights, rows)
         with self._lock:
             link = self._link(peer)
-            if lane in link.busy:
-                self._settle(link, lane)
-            views = link.send.views(lane, tokens, pairs, dense)
+            geometry = self.geometry
+            slot = geometry.slot(lane, chunk)
+            if slot in link.busy:
+                self._settle(link, slot)
+            views = link.send.views(slot, tokens, pairs, dense)
             if x.data_ptr() != views.x.data_ptr():
                 views.x.copy_(x)
                 views.ids.copy_(ids)
                 views.weights.copy_(weights)
                 if rows is not None and views.rows is not None:
                     views.rows.copy_(rows)
-            geometry = self.geometry
             header = FrameHeader(
                 _DISPATCH,
                 geometry.dtype_code,
@@ -390,7 +393,7 @@ class Endpoint:
                 _now(),
             )
             nbytes = views.layout.nbytes
-            self._post(link, lane, nbytes, frame.pack(header, b"", link.tag))
+            self._post(link, slot, nbytes, frame.pack(header, b"", link.tag))
             link.traffic.dispatch_frames += 1
             link.traffic.dispatch_bytes += nbytes
             return link.session
@@ -401,12 +404,12 @@ class Endpoint:
         Raises:
             PeerLost: the peer is gone.  PeerTimeout: see ``dispatch``.
         """
-        lane = arrival.header.lane
+        slot = self._slot(arrival.header)
         with self._lock:
             link = self._live(arrival)
-            if lane in link.busy:
-                self._settle(link, lane)
-            return link.send.answer(lane, tokens)
+            if slot in link.busy:
+                self._settle(link, slot)
+            return link.send.answer(slot, tokens)
 
     def combine(
         self,
@@ -426,13 +429,13 @@ class Endpoint:
             ValueError: wrong shape.  PeerLost, PeerTimeout: see ``dispatch``.
         """
         question = arrival.header
-        lane, tokens = question.lane, question.tokens
+        slot, tokens = self._slot(question), question.tokens
         with self._lock:
             link = self._live(arrival)
-            if lane in link.busy:
-                self._settle(link, lane)
+            if slot in link.busy:
+                self._settle(link, slot)
             if out is not None:
-                view = link.send.answer(lane, tokens)
+                view = link.send.answer(slot, tokens)
                 if out.shape != view.shape:
                     raise ValueError(
                         f"answer of shape {tuple(out.shape)}, expected {tuple(view.shape)}"
@@ -441,7 +444,7 @@ class Endpoint:
                     view.copy_(out)
             header = self._reply(_COMBINE, link, arrival, compute_start_ns, compute_end_ns, _now())
             note = frame.pack(header, b"", link.tag)
-            self._post(link, lane, self.geometry.answer_bytes(tokens), note)
+            self._post(link, slot, self.geometry.answer_bytes(tokens), note)
 
     def refuse(self, arrival: Arrival, code: str, text: str) -> None:
         """Answer a DISPATCH with an error; raises PeerLost when the peer is gone."""
@@ -456,11 +459,11 @@ class Endpoint:
         """
         with self._lock:
             link = self._link(peer)
-            probe_lane = self.geometry.lanes
-            if probe_lane in link.busy:
-                self._advance(link, probe_lane)
-            if probe_lane not in link.busy:
-                self._write(link, probe_lane, link.classes * probe_lane, None)
+            probe = self.geometry.slots  # lies behind the slots
+            if probe in link.busy:
+                self._advance(link, probe)
+            if probe not in link.busy:
+                self._write(link, probe, link.classes * probe, None)
             return link.session
 
     # ---- receiving --------------------------------------------------------------------------
@@ -484,9 +487,9 @@ class Endpoint:
                         self._receive(agent, batch, seen, arrivals)
             for link in self._links.values():
                 if link.busy:
-                    for lane in list(link.busy):
+                    for slot in list(link.busy):
                         try:
-                            self._advance(link, lane)
+                            self._advance(link, slot)
                         except PeerLost:
                             break  # kept in ``lost``; the others go on
         return arrivals
@@ -587,9 +590,10 @@ class Endpoint:
                     link.hops.add(HopStamps(*header[-6:], seen))
                     link.traffic.combine_frames += 1
                     link.traffic.combine_bytes += geometry.answer_bytes(header.tokens)
-                    return Arrival(link, header, seen, link.receive.answer(*_slot(header)))
+                    answer = link.receive.answer(self._slot(header), header.tokens)
+                    return Arrival(link, header, seen, answer)
                 views = link.receive.views(
-                    header.lane, header.tokens, header.pairs, bool(header.flags & DENSE)
+                    self._slot(header), header.tokens, header.pairs, bool(header.flags & DENSE)
                 )
                 return Arrival(link, header, seen, *views[:4])
             except ValueError as error:
@@ -675,13 +679,16 @@ class Endpoint:
             self._lose(link, error.message)
             raise
 
-    def _post(self, link: Link, lane: int, nbytes: int, note: bytes) -> None:
+    def _slot(self, header: FrameHeader) -> int:
+        return self.geometry.slot(header.lane, header.chunk)
+
+    def _post(self, link: Link, slot: int, nbytes: int, note: bytes) -> None:
         if self.device.type == "cuda":
             # The write reads device memory outside the stream's order.
             torch.cuda.current_stream(self.device).synchronize()
-        self._write(link, lane, lane * link.classes + size_class(nbytes), note)
+        self._write(link, slot, slot * link.classes + size_class(nbytes), note)
 
-    def _write(self, link: Link, lane: int, index: int, note: bytes | None) -> None:
+    def _write(self, link: Link, slot: int, index: int, note: bytes | None) -> None:
         wire = link.wire
         handle = link.handles.get(index)
         if handle is None:
@@ -694,7 +701,7 @@ class Endpoint:
                 while not (done := wire.done(handle)) and _now() < deadline:
                     pass
                 if not done:
-                    link.busy[lane] = handle
+                    link.busy[slot] = handle
         except PeerLost as error:
             self._lose(link, error.message)
             raise PeerLost(f"{self.name} lost {link.peer}: {error.message}") from error
@@ -708,28 +715,28 @@ class Endpoint:
         handle = link.handles[index] = wire.handle(link.local, link.remote, index)
         return handle
 
-    def _advance(self, link: Link, lane: int) -> None:
-        """Drop a lane's write from ``busy`` when it is complete."""
+    def _advance(self, link: Link, slot: int) -> None:
+        """Drop a slot's write from ``busy`` when it is complete."""
         try:
-            if link.wire.done(link.busy[lane]):
-                del link.busy[lane]
+            if link.wire.done(link.busy[slot]):
+                del link.busy[slot]
         except PeerLost as error:
             self._lose(link, error.message)
             raise PeerLost(f"{self.name} lost {link.peer}: {error.message}") from error
 
-    def _settle(self, link: Link, lane: int) -> None:
-        """A lane's slot may be written again only when its last write has left.
+    def _settle(self, link: Link, slot: int) -> None:
+        """A slot may be written again only when its last write has left.
 
-        It nearly always has: the peer's next frame on a lane follows our last one. So this is a
+        It nearly always has: the peer's next frame in a slot follows our last one. So this is a
         short bounded wait, for a frame sent again after a deadline.
         """
         deadline = time.monotonic() + _SETTLE_S
-        while lane in link.busy:
-            self._advance(link, lane)
-            if lane in link.busy:
+        while slot in link.busy:
+            self._advance(link, slot)
+            if slot in link.busy:
                 if time.monotonic() > deadline:
                     raise PeerTimeout(
-                        f"lane {lane} of {self.name} to {link.peer} still sends its last frame "
+                        f"slot {slot} of {self.name} to {link.peer} still sends its last frame "
                         f"after {_SETTLE_S} s; the peer or the network is stuck",
                         code="slot_busy",
                     )
@@ -752,15 +759,11 @@ class _Membership:
 
 
 def _regions(geometry: Geometry, address: int, device: int) -> list[tuple[int, int, int]]:
-    """One descriptor per (lane, size class), then the probe's; same order on both sides."""
+    """One descriptor per (slot, size class), then the probe's; same order on both sides."""
     sizes = [class_bytes(index) for index in range(geometry.classes)]
-    starts = [address + lane * geometry.slot_bytes for lane in range(geometry.lanes)]
-    probe = (address + geometry.lanes * geometry.slot_bytes, PROBE_BYTES, device)
+    starts = [address + slot * geometry.slot_bytes for slot in range(geometry.slots)]
+    probe = (address + geometry.slots * geometry.slot_bytes, PROBE_BYTES, device)
     return [(start, size, device) for start in starts for size in sizes] + [probe]
-
-
-def _slot(header: FrameHeader) -> tuple[int, int]:
-    return header.lane, header.tokens
 
 
 def _short_digest(digest: str | bytes) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from actors.errors import FrameError
 
 MAGIC = b"AFX1"
-PROTOCOL = 2
+PROTOCOL = 3
 TAG_BYTES = 8
 DENSE = 1
 """Flag: ids and weights are [tokens, top_k] and there are no row numbers."""

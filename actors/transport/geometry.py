@@ -19,6 +19,9 @@ import torch
 DTYPES: dict[int, torch.dtype] = {1: torch.bfloat16, 2: torch.float16, 3: torch.float32}
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_LANES = 8
+DEPTH = 2
+"""Frames that a lane may have in flight to a peer, each in a slot of its own: of a batch in several
+pieces one is computed while the next is on its way."""
 _ALIGN = 64
 _SMALLEST = 256
 _STEPS = 32  # sizes per power of two, so padding wastes at most 1/32 of a frame
@@ -60,7 +63,7 @@ class Geometry:
         top_k: experts per token K.
         dtype: of hidden states, a torch dtype or its name ("bfloat16", "float16", "float32").
         max_tokens: most tokens of one frame; the caller splits longer batches into chunks.
-        lanes: micro-batches that may be in flight per peer, 1 to 8.
+        lanes: micro-batches that may be in flight per peer, 1 to 8; each has ``DEPTH`` slots.
 
     Raises:
         ValueError: a number is out of range or the dtype can't be sent.
@@ -102,6 +105,15 @@ class Geometry:
     @property
     def max_pairs(self) -> int:
         return self.max_tokens * self.top_k
+
+    @property
+    def slots(self) -> int:
+        """Slots of a peer, in either direction."""
+        return self.lanes * DEPTH
+
+    def slot(self, lane: int, chunk: int) -> int:
+        """Where a lane's frame of that number lies: frames ``DEPTH`` apart share a slot."""
+        return lane + self.lanes * (chunk % DEPTH)
 
     @property
     def slot_bytes(self) -> int:

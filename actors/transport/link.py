@@ -35,7 +35,7 @@ class Link:
         self.local: Any = None
         self.remote: Any = None
         self.handles: OrderedDict[int, int] = OrderedDict()
-        self.busy: dict[int, int] = {}  # lane -> handle in flight
+        self.busy: dict[int, int] = {}  # slot -> handle in flight
         self.classes = send.geometry.classes
         self.hops = HopHistograms()
         self.traffic: Any = None  # the Traffic of its wire once connected
@@ -44,8 +44,8 @@ class Link:
 class Arrival:
     """A frame that came in. Its tensors are views into the receive slot.
 
-    They stay valid until this lane's answer is posted (FFN side) or the next dispatch on this
-    lane (attention side); copy what must live longer.
+    They stay valid until its answer is posted (FFN side) or the next dispatch into its slot
+    (attention side, see ``Geometry.slot``); copy what must live longer.
 
     Attributes:
         peer: name of the sender.

@@ -1,4 +1,4 @@
-"""Memory of the slots: one send and one receive buffer per peer, cut into lanes.
+"""Memory of the slots: one send and one receive buffer per peer, cut into slots.
 
 CPU slots lie on huge pages where the kernel gives them: writing into another process's memory
 costs per page, and 256 KiB are 64 small pages or one huge one (measured: a raw NIXL round trip of
@@ -40,7 +40,7 @@ class Views(NamedTuple):
 
 
 class SlotBuffer:
-    """``lanes`` slots in one registered piece of memory.
+    """The slots of a geometry in one registered piece of memory.
 
     Args:
         geometry: shape of the frames.
@@ -49,7 +49,7 @@ class SlotBuffer:
 
     def __init__(self, geometry: Geometry, device: str = "cpu"):
         self.geometry = geometry
-        size = geometry.slot_bytes * geometry.lanes + PROBE_BYTES
+        size = geometry.slot_bytes * geometry.slots + PROBE_BYTES
         self.bytes = _huge_pages(size) if device == "cpu" else _device_bytes(size, device)
         self.address = self.bytes.data_ptr()
         self._x = self.bytes.view(geometry.dtype)
@@ -66,13 +66,13 @@ class SlotBuffer:
         """
         if self.bytes.device.type == "cpu":
             slot = self.geometry.slot_bytes
-            for lane in range(min(self.geometry.lanes, _FIRST_LANES)):
+            for lane in range(min(self.geometry.lanes, _FIRST_LANES)):  # its first slot
                 start = lane * slot
                 self.bytes[start : start + min(slot, _FIRST) : mmap.PAGESIZE] = 0
 
-    def views(self, lane: int, tokens: int, pairs: int, dense: bool) -> Views:
-        """Question tensors in a lane's slot; raises ValueError like ``Geometry.layout``."""
-        key = (lane, tokens, pairs, dense)
+    def views(self, slot: int, tokens: int, pairs: int, dense: bool) -> Views:
+        """Question tensors in a slot; raises ValueError like ``Geometry.layout``."""
+        key = (slot, tokens, pairs, dense)
         views = self._views.get(key)
         if views is None:
             views = self._views[key] = self._make_views(*key)
@@ -80,15 +80,15 @@ class SlotBuffer:
                 self._views.popitem(last=False)
         return views
 
-    def answer(self, lane: int, tokens: int) -> torch.Tensor:
-        """[tokens, hidden] view of a lane's slot."""
-        key = (lane, tokens)
+    def answer(self, slot: int, tokens: int) -> torch.Tensor:
+        """[tokens, hidden] view of a slot."""
+        key = (slot, tokens)
         view = self._answers.get(key)
         if view is None:
             geometry = self.geometry
             if not 1 <= tokens <= geometry.max_tokens:
                 raise ValueError(f"answer of {tokens} tokens, expected 1 to {geometry.max_tokens}")
-            start = lane * geometry.slot_bytes // geometry.itemsize
+            start = slot * geometry.slot_bytes // geometry.itemsize
             shape = (tokens, geometry.hidden)
             view = self._x.as_strided(shape, (geometry.hidden, 1), start)
             self._answers[key] = view
@@ -96,10 +96,10 @@ class SlotBuffer:
                 self._answers.popitem(last=False)
         return view
 
-    def _make_views(self, lane: int, tokens: int, pairs: int, dense: bool) -> Views:
+    def _make_views(self, slot: int, tokens: int, pairs: int, dense: bool) -> Views:
         geometry = self.geometry
         layout = geometry.layout(tokens, pairs, dense)
-        start = lane * geometry.slot_bytes
+        start = slot * geometry.slot_bytes
         shape = (tokens, geometry.top_k) if dense else (pairs,)
         strides = (geometry.top_k, 1) if dense else (1,)
         ids = self._int.as_strided(shape, strides, (start + layout.ids) // 4)
@@ -107,7 +107,7 @@ class SlotBuffer:
         rows = None
         if not dense:
             rows = self._int.as_strided(shape, strides, (start + layout.rows) // 4)
-        return Views(self.answer(lane, tokens), ids, weights, rows, layout)
+        return Views(self.answer(slot, tokens), ids, weights, rows, layout)
 
     def retire(self) -> None:
         """Keep the memory mapped for a while although nobody uses it any more.

@@ -89,10 +89,10 @@ class FakeShard:
 
 
 def arrival(
-    peer: str, value: float, *, layer=0, lane=0, tokens=2, expert=0, epoch=1, step=1
+    peer: str, value: float, *, layer=0, lane=0, tokens=2, expert=0, epoch=1, step=1, chunk=0
 ) -> SimpleNamespace:
     header = FrameHeader(
-        Kind.DISPATCH, 3, 0, lane, layer, 0, 1, tokens, tokens, epoch, 0, 0, step, b"digest00"
+        Kind.DISPATCH, 3, 0, lane, layer, chunk, 1, tokens, tokens, epoch, 0, 0, step, b"digest00"
     )
     return SimpleNamespace(
         peer=peer,
@@ -140,6 +140,12 @@ def test_a_frame_sent_again_replaces_the_one_that_waits():
     _, endpoint, shard = served([arrival("a", 1.0), waits], [arrival("b", 5.0, layer=1)])
     assert shard.calls == [2, 2]
     assert endpoint.answers["b", 0][0, 0] == 10.0
+
+
+def test_a_later_piece_of_the_same_lane_does_not_replace_the_one_that_waits():
+    pieces = [arrival("b", 1.0 + chunk, layer=1, chunk=chunk) for chunk in (0, 1, 3)]
+    _, _, shard = served([arrival("a", 1.0), *pieces[:2]], [pieces[2]])
+    assert shard.calls == [2, 4]  # the third took the second's slot, the first is still there
 
 
 @pytest.mark.parametrize(("expert", "code"), [(9, "unknown_expert"), (8, "compute_failed")])

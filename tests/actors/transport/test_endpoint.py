@@ -140,6 +140,33 @@ def test_lanes_carry_frames_side_by_side(pair):
         assert torch.equal(answer.x, samples[answer.header.lane]["x"] * 3)
 
 
+def test_pieces_of_a_lane_are_on_their_way_at_the_same_time(pair):
+    asker, server = pair
+    samples = [sample(tokens=5, pairs=7) for _ in range(4)]
+    for chunk in (0, 1):
+        x, ids, weights, rows = asker.send_views("ffn-0", 2, 5, 7, dense=False, chunk=chunk)
+        for view, name in zip((x, ids, weights, rows), samples[chunk], strict=True):
+            view.copy_(samples[chunk][name])
+        sent = {"x": x, "ids": ids, "weights": weights, "rows": rows, "chunk": chunk}
+        asker.dispatch("ffn-0", 2, layer=0, step=1, epoch=1, **sent)
+    first, second = until(lambda a: len(a["ffn-0"]) == 2, asker, server)["ffn-0"]
+    for question, chunk in ((first, 0), (second, 1)):
+        assert torch.equal(question.x, samples[chunk]["x"])
+    torch.mul(first.x, 2, out=server.result_view(first, 5))
+    server.combine(first, compute_start_ns=1, compute_end_ns=2)
+    (answer,) = until(lambda a: a["attention-0"], asker, server)["attention-0"]
+    # into the slots that are free by now; the second piece still lies in its own
+    asker.dispatch("ffn-0", 2, layer=0, step=1, epoch=1, chunk=2, **samples[2])
+    (third,) = until(lambda a: a["ffn-0"], asker, server)["ffn-0"]
+    assert torch.equal(second.x, samples[1]["x"])
+    server.combine(second, second.x * 3, compute_start_ns=1, compute_end_ns=2)
+    (other,) = until(lambda a: a["attention-0"], asker, server)["attention-0"]
+    assert torch.equal(answer.x, samples[0]["x"] * 2)
+    assert torch.equal(other.x, samples[1]["x"] * 3)
+    assert torch.equal(third.x, samples[2]["x"])
+    assert [a.header.chunk for a in (answer, other, third)] == [0, 1, 2]
+
+
 def test_hop_is_measured(pair):
     asker, server = pair
     _, _, answer = exchange(asker, server, **sample())

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.transport.geometry import DTYPE_CODES, Geometry, class_bytes, size_class
+from actors.transport.geometry import DEPTH, DTYPE_CODES, Geometry, class_bytes, size_class
 from actors.transport.slots import SlotBuffer
 
 geometries = st.builds(
@@ -51,22 +51,32 @@ def test_parts_of_a_frame_do_not_overlap(geometry, data):
 
 @settings(max_examples=25, deadline=None)
 @given(geometries, st.data())
-def test_lanes_do_not_overlap_in_memory(geometry, data):
+def test_slots_do_not_overlap_in_memory(geometry, data):
     slots = SlotBuffer(geometry)
     tokens = data.draw(st.integers(1, geometry.max_tokens))
     every = [
-        slots.views(lane, tokens, tokens * geometry.top_k, dense=False)
-        for lane in range(geometry.lanes)
+        slots.views(slot, tokens, tokens * geometry.top_k, dense=False)
+        for slot in range(geometry.slots)
     ]
-    for lane, views in enumerate(every):
+    for slot, views in enumerate(every):
         for number, part in enumerate(views[:4]):
-            part.fill_(lane * 4 + number + 1)
-    for lane, views in enumerate(every):
+            part.fill_(slot * 4 + number + 1)
+    for slot, views in enumerate(every):
         for number, part in enumerate(views[:4]):
-            assert bool((part == lane * 4 + number + 1).all())
+            assert bool((part == slot * 4 + number + 1).all())
     last = every[-1]
     end = last.rows.data_ptr() + last.rows.nbytes
-    assert end <= slots.address + geometry.lanes * geometry.slot_bytes
+    assert end <= slots.address + geometry.slots * geometry.slot_bytes
+
+
+@given(geometries)
+def test_a_lane_has_slots_of_its_own_in_turn(geometry):
+    taken = [
+        [geometry.slot(lane, chunk) for chunk in range(DEPTH)] for lane in range(geometry.lanes)
+    ]
+    assert sorted(slot for lane in taken for slot in lane) == list(range(geometry.slots))
+    for lane, slots in enumerate(taken):
+        assert [geometry.slot(lane, chunk + DEPTH) for chunk in range(DEPTH)] == slots
 
 
 def test_views_have_the_shapes_of_their_frames():
