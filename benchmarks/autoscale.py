@@ -2,8 +2,9 @@
 
 A day is made of an hour of a public trace (``autoscaler.day`` says how, and what is assumed). The
 best fixed numbers are found by simulating them all, the cheapest first; then every policy serves
-the same requests, starting from the same numbers. Nothing is served for real, and the stage times
-are a published system's proportions, not this machine's.
+the same requests, starting from the same numbers. The best fixed numbers of every hour by itself
+say how much could be saved at all. Nothing is served for real, and the stage times are a published
+system's proportions, not this machine's.
 """
 
 from __future__ import annotations
@@ -18,8 +19,16 @@ from typing import Any
 import numpy as np
 
 from autoscaler import registry
-from autoscaler.day import CASES, Case, Day, make_day
-from autoscaler.hindsight import NEARLY, Hindsight, best_static, outcome_data, read_outcome
+from autoscaler.day import CASES, HOUR, Case, Day, make_day
+from autoscaler.hindsight import (
+    NEARLY,
+    Hindsight,
+    Timetable,
+    best_static,
+    best_timetable,
+    outcome_data,
+    read_outcome,
+)
 from autoscaler.pooling import sharing
 from autoscaler.replay import Outcome, Scenario, figures, run, series
 from benchmarks.report import make_report, print_summary, print_table, write_report
@@ -49,11 +58,20 @@ class Found:
     case: Case
     day: Day
     static: Hindsight
+    hourly: Timetable
     policies: Mapping[str, Outcome]
 
     def saved(self, name: str) -> float:
         """Share of the best static's actor-seconds that a policy did without."""
-        return 1.0 - self.policies[name].actor_seconds / self.static.outcome.actor_seconds
+        return self._saved(self.policies[name].actor_seconds)
+
+    @property
+    def saved_hourly(self) -> float:
+        """Likewise of the best of every hour."""
+        return self._saved(self.hourly.actor_seconds)
+
+    def _saved(self, seconds: float) -> float:
+        return 1.0 - seconds / self.static.outcome.actor_seconds
 
     def held(self, name: str) -> bool:
         """Whether a policy's attainment is within a point of the best static's."""
@@ -146,9 +164,15 @@ def _one(
     kept = Kept(resume, digest(scenario, seed))
 
     def searching(text: str, share: float) -> None:
-        tell(f"best static, {text}", 0.7 * share)
+        tell(f"best static, {text}", 0.6 * share)
+
+    def dividing(text: str, share: float) -> None:
+        tell(f"best static of every hour, {text}", 0.6 + 0.1 * share)
 
     static = best_static(scenario, jobs=jobs, seed=seed, progress=searching, kept=kept)
+    hourly = best_timetable(
+        scenario, HOUR, most=static.most, jobs=jobs, seed=seed, progress=dividing, kept=kept
+    )
     # A deployment of the best static's size is what somebody turns a policy on in.
     start = scenario.starting_with(*static.counts)
     tell(", ".join(policies), 0.7)
@@ -158,7 +182,7 @@ def _one(
         for name, outcome in ask(_policy, todo):
             kept.put(units[name], outcome_data(outcome))
     outcomes = {name: read_outcome(kept.get(unit)) for name, unit in units.items()}
-    return Found(case, day, static, outcomes)
+    return Found(case, day, static, hourly, outcomes)
 
 
 def digest(scenario: Scenario, seed: int) -> str:
@@ -196,6 +220,8 @@ def _summary(found: Sequence[Found], seconds: float) -> dict[str, Any]:
             f"{key}_actor_seconds": best.actor_seconds,
             f"{key}_actor_seconds_best_static": static.outcome.actor_seconds,
             f"{key}_saved": one.saved(one.best),
+            f"{key}_saved_hourly": one.saved_hourly,
+            f"{key}_attainment_hourly": one.hourly.attainment,
             f"{key}_changes": best.changes,
             f"{key}_reversals": best.reversals,
         }
@@ -217,6 +243,7 @@ def _details(found: Sequence[Found]) -> dict[str, Any]:
             "best_static": figures(one.static.outcome),
             "tried": {str(counts): share for counts, share in one.static.tried.items()},
             "dropped": len(one.static.dropped),
+            "hourly": [str(counts) for counts in one.hourly.counts],
             "policies": {
                 name: {
                     **figures(outcome),
@@ -234,7 +261,7 @@ def _details(found: Sequence[Found]) -> dict[str, Any]:
 def _print(one: Found) -> None:
     columns = ("", "attainment", "actor-hours", "saved %", "mean A", "mean F", "changes", "back")
     shown = {f"best static, {one.static.counts}": one.static.outcome, **one.policies}
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for name, outcome in shown.items():
         saved = 100 * one.saved(name) if name in one.policies else 0.0
         rows.append(
@@ -249,6 +276,19 @@ def _print(one: Found) -> None:
                 outcome.reversals,
             )
         )
+    hourly, day = one.hourly, one.static.outcome.horizon
+    rows.append(
+        (
+            "best static of every hour",
+            f"{hourly.attainment:.4f}",
+            hourly.actor_seconds / 3600,
+            100 * one.saved_hourly,
+            hourly.period * sum(counts.attention for counts in hourly.counts) / day,
+            hourly.period * sum(counts.ffn for counts in hourly.counts) / day,
+            len(hourly.counts) - 1,
+            "-",
+        )
+    )
     print_table(f"{one.case.name}: {len(one.day.trace):,} requests; {one.day.note}", columns, rows)
 
 

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from autoscaler import hindsight, registry
-from autoscaler.hindsight import best_static, busiest
+from autoscaler.hindsight import best_static, best_timetable, busiest
 from autoscaler.limits import Counts, Limits
 from autoscaler.policy import SLO, Decision
 from autoscaler.replay import Hopeless, Outcome, figures, oscillation, run, series, worst
@@ -214,6 +214,33 @@ def test_hindsight_under_a_fixed_budget_asks_all_splits() -> None:
     found = best_static(given, jobs=1)
     assert set(found.tried) == {Counts(a, 5 - a) for a in range(1, 5)}
     assert found.outcome.attainment == max(found.tried.values())
+
+
+def test_every_hour_by_itself_takes_what_that_hour_takes() -> None:
+    given = scenario([3.0, 12.0], seconds=20.0)
+    given = replace(given, limits=Limits((1, 5), (1, 2)))
+    whole = best_static(given, jobs=1)
+    found = best_timetable(given, 20.0, most=whole.most, jobs=1)
+    assert len(found.counts) == 2
+    assert found.counts[0].total < found.counts[1].total <= whole.counts.total
+    assert found.attainment >= 0.99 * whole.most
+    end = float(given.trace.arrival[-1])
+    spent = 20.0 * found.counts[0].total + (end - 20.0) * found.counts[1].total
+    assert found.actor_seconds == pytest.approx(spent)
+    assert found.actor_seconds < whole.outcome.actor_seconds
+
+
+def test_an_hour_without_requests_takes_the_least_there_may_be() -> None:
+    given = scenario([10.0, 0.0, 10.0], seconds=10.0)
+    given = replace(given, limits=Limits((2, 4), (1, 2)))
+    assert best_timetable(given, 10.0, most=1.0, jobs=1).counts[1] == (2, 1)
+
+
+def test_more_than_there_can_be_is_not_searched_for() -> None:
+    given = replace(scenario([60.0], seconds=5.0), limits=Limits((1, 2), (1, 1)))
+    known, told = best_static(given, jobs=1), best_static(given, jobs=1, most=1.0)
+    assert known.most < 0.9
+    assert told.counts == known.counts
 
 
 def test_the_busiest_part_is_where_the_requests_are() -> None:

@@ -35,6 +35,9 @@ def test_a_short_day_gives_a_report_and_a_picture(traces: Path, tmp_path: Path) 
     for key in ("attainment", "attainment_best_static", "actor_seconds", "saved", "policy"):
         assert f"azure_{key}" in summary
     assert summary["azure_actor_seconds_best_static"] > 0
+    # There is but one hour.
+    assert summary["azure_saved_hourly"] == pytest.approx(0.0, abs=1e-9)
+    assert summary["azure_attainment_hourly"] == summary["azure_attainment_best_static"]
     # It starts from the best static's numbers and keeps them.
     assert summary["azure_static_saved"] == pytest.approx(0.0, abs=1e-9)
     assert summary["azure_static_attainment"] == summary["azure_attainment_best_static"]
