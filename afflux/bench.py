@@ -320,13 +320,14 @@ def slo_replay(
 @app.command(
     epilog="Needs the recorded traces in ../shared/data, or in --traces. Every trace's hour is "
     "made into a day: how the rate moves over it is assumed, and said with the result. All fixed "
-    "numbers of actors are simulated until the best is found, then the policies. Azure's day takes "
-    "tens of minutes, Mooncake's hours; needs no deployment. Exit code 1: a trace has no policy "
+    "numbers of actors are simulated until the best is found, for the day and for every hour by "
+    "itself, then the policies. A day takes tens of minutes to an hour; needs no deployment. Exit "
+    "code 1: a trace has no policy "
     "within a point of the best fixed numbers at 30 % fewer actor-seconds."
 )
 def autoscale(
     trace: Annotated[
-        list[str] | None, typer.Option("--trace", help="azure or mooncake; repeatable.")
+        list[str] | None, typer.Option("--trace", help="azure, azure4x or mooncake; repeatable.")
     ] = None,
     policy: Annotated[
         list[str] | None, typer.Option("--policy", help="What to try; repeatable.")

@@ -213,8 +213,9 @@ class TransportSpec(_Section):
     false goes by the nodes' labels. A single node has no links."""
 
     max_frame_tokens: int = Field(default=512, ge=1, le=65536)
-    """The most tokens in one frame; a larger batch travels as several frames. Sizes the buffers
-    that every pair of actors registers."""
+    """The most tokens in one frame; a larger batch travels as several frames, two at a time: one is
+    computed while the next is on its way. Smaller hides more of a slow network, larger reads the
+    experts' weights less often. Sizes the buffers that every pair of actors registers."""
 
     timeout_s: float = Field(default=10.0, gt=0)
     """Seconds an attention actor waits for an answer before it takes the FFN actor for lost and

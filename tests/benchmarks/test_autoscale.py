@@ -76,5 +76,5 @@ def test_it_goes_on_where_it_was_but_only_for_the_same_day(
 
 
 def test_unknown_traces_are_named(tmp_path: Path) -> None:
-    with pytest.raises(PlannerError, match="azure, mooncake"):
+    with pytest.raises(PlannerError, match="azure, azure4x, mooncake"):
         autoscale.run_days(cases=["nowhere"], traces=tmp_path)
