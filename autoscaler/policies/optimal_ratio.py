@@ -14,6 +14,7 @@ Not for loads to come: see ``predictive``.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -68,6 +69,11 @@ class OptimalRatioParameters(policy.Parameters):
     """Without a fixed budget: room for the ups and downs of arrivals, in standard deviations of a
     Poisson number of running requests. It costs small deployments much and large ones little."""
 
+    stabilization: float = Field(default=300.0, ge=0)
+    """Without a fixed budget: actors are given back when nothing dearer than what is then left was
+    wanted for so many seconds (Kubernetes' autoscaler calls it the stabilization window). A minute
+    of few or short requests says little of the next one; lower saves more and misses more."""
+
     drain: float = Field(default=30.0, gt=0)
     """Seconds in which requests that wait shall be served; adds to the load that has to be carried.
     Lower asks for more actors sooner when a queue builds up."""
@@ -94,6 +100,8 @@ class OptimalRatio:
         self._table_of: object = None
         self._wish: tuple[Counts, int] | None = None
         self._before: tuple[Counts, int] | None = None
+        self._began: float | None = None
+        self._wanted: deque[tuple[float, Counts]] = deque()
 
     def propose(self, view: View) -> Proposal:
         """See ``policy.Policy``."""
@@ -176,6 +184,12 @@ class OptimalRatio:
                     _price(view, counts),
                 ),
             )
+        wanted = best
+        self._remember(view, wanted)
+        if _price(view, best) < _price(view, there) and self._carries(view, load, there, False):
+            best, why = self._settled(view)
+            if best == there:
+                return Proposal(detail=f"{self._words(view, load, wanted)}; {why}")
         if best == there:
             now = self._capacity(view, load, there)
             short = "" if enough else "; nothing within the limits carries more"
@@ -188,6 +202,27 @@ class OptimalRatio:
         elif best.total > there.total:
             reason = Reason.QUEUE if view.snapshot.waiting else Reason.SLO_MISSED
         return Proposal(*best, reason, self._words(view, load, best))
+
+    def _remember(self, view: View, wanted: Counts) -> None:
+        """Takes note of what is wanted now; forgets what is older than the stabilization window."""
+        now = view.snapshot.now
+        if self._began is None or now < self._began:
+            self._began = now
+            self._wanted.clear()
+        self._wanted.append((now, wanted))
+        while self._wanted[0][0] < now - self.parameters.stabilization:
+            self._wanted.popleft()
+
+    def _settled(self, view: View) -> tuple[Counts, str]:
+        """The dearest that was wanted in the stabilization window, or what is there, and why."""
+        now, there = view.snapshot.now, view.there
+        assert self._began is not None  # what is wanted was remembered
+        if now - self._began < self.parameters.stabilization:
+            return there, f"watched for {now - self._began:.0f} s only"
+        at, dearest = max(self._wanted, key=lambda one: _price(view, one[1]))
+        if _price(view, dearest) >= _price(view, there):
+            return there, f"{dearest} was wanted {now - at:.0f} s ago"
+        return dearest, ""
 
     def _cheapest(self, view: View, load: _Load, options: list[Counts]) -> Counts | None:
         """Of those that carry the load the cheapest: what is there, or the least TPOT of equals."""

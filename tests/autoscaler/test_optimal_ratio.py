@@ -42,6 +42,11 @@ def policy(**parameters: Any) -> OptimalRatio:
     return made
 
 
+def at_once() -> OptimalRatio:
+    """Gives back without waiting whether less is enough for long."""
+    return policy(stabilization=0)
+
+
 def seen(
     there: tuple[int, int] = (4, 4), context: float = 200.0, rate: float = 5.0, **given: Any
 ) -> Snapshot:
@@ -206,7 +211,7 @@ def test_nobody_loses_a_slot_that_is_in_use() -> None:
 @pytest.mark.parametrize("rate", [0.5, 1.0, 2.0, 3.0])
 def test_the_cheapest_numbers_that_hold_are_wanted(rate: float) -> None:
     snapshot = seen((8, 8), rate=rate, running=10)
-    got = wanted(policy(gain=0.0).propose(view(snapshot, FREE)), (8, 8))
+    got = wanted(policy(gain=0.0, stabilization=0).propose(view(snapshot, FREE)), (8, 8))
     running, tpot = predict_load(MODEL, SYSTEM, *got, rate)
     assert tpot <= TARGETS.tpot and running <= SYSTEM.slots * got.attention
     for a in range(1, 9):
@@ -220,8 +225,8 @@ def test_prices_move_the_choice() -> None:
     snapshot = seen((8, 8), rate=2.0, running=10)
     dear_ffn = replace(FREE, weight_ffn=5.0)
     dear_attention = replace(FREE, weight_attention=5.0)
-    few_ffn = wanted(policy().propose(view(snapshot, dear_ffn)), (8, 8))
-    few_attention = wanted(policy().propose(view(snapshot, dear_attention)), (8, 8))
+    few_ffn = wanted(at_once().propose(view(snapshot, dear_ffn)), (8, 8))
+    few_attention = wanted(at_once().propose(view(snapshot, dear_attention)), (8, 8))
     assert few_ffn.ffn < few_attention.ffn and few_ffn.attention > few_attention.attention
 
 
@@ -230,7 +235,7 @@ def test_more_and_fewer_have_their_reasons() -> None:
     assert more.reason is Reason.SLO_MISSED and wanted(more, (1, 1)).total > 2
     queue = policy().propose(view(seen((1, 1), rate=2.0, waiting=20), FREE))
     assert queue.reason is Reason.QUEUE
-    fewer = policy().propose(view(seen((8, 8), rate=1.0, running=5), FREE))
+    fewer = at_once().propose(view(seen((8, 8), rate=1.0, running=5), FREE))
     assert fewer.reason is Reason.SLO_SLACK and wanted(fewer, (8, 8)).total < 16
 
 
@@ -249,16 +254,55 @@ def test_what_holds_is_kept() -> None:
     assert wanted(again, there) == there and again.reason is Reason.AS_IT_IS
     # nor is anything given back for a load that is a little lower
     lower = replace(settled, arrival_rate=1.95, tokens_rate=195.0)
-    assert wanted(policy().propose(view(lower, FREE)), there) == there
+    assert wanted(at_once().propose(view(lower, FREE)), there) == there
 
 
 def test_those_who_run_are_not_squeezed() -> None:
     # few come now, but many run
-    many = policy().propose(view(seen((6, 6), rate=1.0, running=70), FREE))
-    few = policy().propose(view(seen((6, 6), rate=1.0, running=5), FREE))
+    many = at_once().propose(view(seen((6, 6), rate=1.0, running=70), FREE))
+    few = at_once().propose(view(seen((6, 6), rate=1.0, running=5), FREE))
     assert wanted(many, (6, 6)).total > wanted(few, (6, 6)).total
     kept = wanted(many, (6, 6))
     assert predict_step(MODEL, SYSTEM, *kept, 70) <= TARGETS.tpot
+
+
+def asked(rate: float, at: float, there: tuple[int, int] = (8, 8)) -> View:
+    running = round(4 * rate)
+    return view(replace(seen(there, rate=rate, running=running), now=at), FREE)
+
+
+def test_actors_are_given_back_when_less_was_enough_for_long() -> None:
+    one = policy(stabilization=60.0)
+    low = wanted(at_once().propose(asked(1.0, 0.0)), (8, 8))
+    for at in range(0, 60, 10):
+        proposal = one.propose(asked(1.0, float(at)))
+        assert proposal.reason is Reason.AS_IT_IS and wanted(proposal, (8, 8)) == (8, 8)
+    assert "watched for 50 s only" in proposal.detail
+    assert wanted(one.propose(asked(1.0, 60.0)), (8, 8)) == low
+
+
+def test_the_most_that_was_wanted_for_as_long_is_kept() -> None:
+    one = policy(stabilization=60.0)
+    low, middle, high = (
+        wanted(at_once().propose(asked(rate, 0.0, (1, 1))), (1, 1)) for rate in (1.0, 2.0, 4.0)
+    )
+    assert low.total < middle.total < high.total
+    for at, rate in enumerate((1.0, 2.0, 4.0, 1.0, 1.0, 1.0, 1.0)):
+        held = one.propose(asked(rate, 10.0 * at, tuple(high)))
+        assert wanted(held, high) == high
+    assert f"{high} was wanted 40 s ago" in held.detail
+    assert wanted(one.propose(asked(1.0, 70.0, tuple(high))), high) == high
+    assert wanted(one.propose(asked(2.0, 81.0, tuple(high))), high) == middle  # 4.0 is forgotten
+    assert wanted(one.propose(asked(1.0, 90.0, tuple(high))), high) == middle
+    assert wanted(one.propose(asked(1.0, 150.0, tuple(high))), high) == low
+
+
+def test_more_is_had_at_once_and_a_clock_that_runs_backwards_begins_anew() -> None:
+    one = policy(stabilization=60.0)
+    assert wanted(one.propose(asked(2.0, 1000.0, (1, 1))), (1, 1)).total > 2
+    for at in range(0, 60, 10):
+        assert wanted(one.propose(asked(1.0, float(at))), (8, 8)) == (8, 8)
+    assert wanted(one.propose(asked(1.0, 60.0)), (8, 8)).total < 16
 
 
 # -- nothing to go by ----------------------------------------------------------------------------
@@ -295,7 +339,14 @@ def test_lengths_that_nobody_knows_change_nothing() -> None:
 
 
 def test_parameters_are_checked() -> None:
-    for bad in ({"headroom": 0.0}, {"gain": -0.1}, {"form": "naive"}, {"drain": 0}, {"more": 1}):
+    for bad in (
+        {"headroom": 0.0},
+        {"gain": -0.1},
+        {"stabilization": -1},
+        {"form": "naive"},
+        {"drain": 0},
+        {"more": 1},
+    ):
         with pytest.raises(registry.BadPolicy):
             registry.make("optimal_ratio", bad)
 
