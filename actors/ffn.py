@@ -143,6 +143,7 @@ class FFNWorker:
         self._merge_tokens = merge_tokens
         self._threads = threads
         self._waiting: list[Arrival] = []
+        self._served: set[tuple[str, int, int, int]] = set()
         self._stages = {"boarding": _Stage(), "compute": _Stage()}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.serve, name="ffn-serve", daemon=True)
@@ -202,10 +203,17 @@ class FFNWorker:
             self._waiting.append(frame)
         if not self._waiting:
             return False
+        if len(self._waiting) > 1:  # a batch's next piece was sent ahead, but goes behind others
+            self._waiting.sort(key=self._was_served)
         ride = board(self._waiting, self._merge_tokens)[0]
         self._waiting = [f for f in self._waiting if not any(f is other for other in ride)]
+        self._served = {_batch(frame) for frame in ride}
         self._serve_ride(ride)
         return True
+
+    def _was_served(self, frame: Arrival) -> bool:
+        """Whether another piece of the same batch was on the last ride."""
+        return _batch(frame) in self._served
 
     @property
     def busy_s(self) -> float:
@@ -685,6 +693,12 @@ class _Stage:
 def _same_slot(first: Arrival, second: Arrival) -> bool:
     a, b = first.header, second.header
     return first.peer == second.peer and a.lane == b.lane and a.chunk % DEPTH == b.chunk % DEPTH
+
+
+def _batch(frame: Arrival) -> tuple[str, int, int, int]:
+    """What all pieces of a batch have in common."""
+    header = frame.header
+    return frame.peer, header.lane, header.step, header.layer
 
 
 def _question(

@@ -249,7 +249,11 @@ def _details(found: Sequence[Found]) -> dict[str, Any]:
                     **figures(outcome),
                     "parameters": dict(POLICIES.get(name, {})),
                     "reasons": {str(k): v for k, v in outcome.reasons.items()},
-                    "changes_made": series(outcome)["changes"],
+                    # without the words of every decision, which are many times as long
+                    "changes_made": [
+                        f"{one['at']:.0f} s: {one['there']} -> {one['target']}, {one['reasons'][0]}"
+                        for one in series(outcome)["changes"]
+                    ],
                 }
                 for name, outcome in one.policies.items()
             },

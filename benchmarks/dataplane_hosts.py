@@ -162,12 +162,12 @@ def run(json_path: Path | None = None, effort: Effort | None = None) -> dict[str
             pipes.append(mine)
             workers.append(worker)
         try:
-            offers = [_take(pipe) for pipe in pipes]
+            offers = [take(pipe) for pipe in pipes]
             for pipe, offer in zip(pipes, reversed(offers), strict=True):
                 pipe.send(offer)
-            pipes[1].send(_take(pipes[0]))  # it listens
+            pipes[1].send(take(pipes[0]))  # it listens
             for pipe in pipes:
-                _take(pipe)
+                take(pipe)
                 pipe.send("go")
             for tokens in TOKENS:
                 figures[tokens] = _size(pipes, tokens, effort)
@@ -190,13 +190,14 @@ def _size(pipes: list[Any], tokens: int, effort: Effort) -> dict[str, list[list[
         for kind, rounds in found.items():
             for pipe in pipes:
                 pipe.send((kind, tokens, max(2, times // 10) if number == 0 else times))
-            taken, _ = (_take(pipe) for pipe in pipes)
+            taken, _ = (take(pipe) for pipe in pipes)
             if number:  # the first one connects and touches memory
                 rounds.append(taken)
     return found
 
 
-def _take(pipe: Any) -> Any:
+def take(pipe: Any) -> Any:
+    """What a process says next; raises RuntimeError when it says nothing any more."""
     if not pipe.poll(120):
         raise RuntimeError("a benchmark process hangs")
     try:

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.dataplane_hosts import enter
+from benchmarks.dataplane_hosts import enter, take
 from benchmarks.hosts import command_line, hosts
 from benchmarks.models import BALANCED, make_model
 from benchmarks.report import make_report, print_summary, print_table, write_report
@@ -165,17 +165,17 @@ def _measure(model: str, places: Sequence[int | None], effort: Effort) -> Rounds
         pipes.append(mine)
         workers.append(worker)
     try:
-        offers = [_take(pipe) for pipe in pipes]
+        offers = [take(pipe) for pipe in pipes]
         for pipe, offer in zip(pipes, reversed(offers), strict=True):
             pipe.send(offer)
         for pipe in pipes:
-            _take(pipe)
+            take(pipe)
         asker = pipes[0]
         found: Rounds = {(frame, way): [] for frame in effort.frames for way in WAYS}
         for number in range(effort.rounds + 1):
             for (frame, way), rounds in found.items():
                 asker.send((way, frame, effort.exchanges))
-                taken = _take(asker)
+                taken = take(asker)
                 if number:  # the first one connects and touches memory
                     rounds.append(statistics.median(taken))
         for pipe in pipes:
@@ -185,15 +185,6 @@ def _measure(model: str, places: Sequence[int | None], effort: Effort) -> Rounds
         for worker in workers:
             worker.join(10)
             worker.kill()
-
-
-def _take(pipe: Any) -> Any:
-    if not pipe.poll(_DEADLINE_S):
-        raise RuntimeError("a benchmark process hangs")
-    try:
-        return pipe.recv()
-    except EOFError:
-        raise RuntimeError("a benchmark process died; its error is above") from None
 
 
 def _report(found: dict[str, Rounds], json_path: Path | None) -> dict[str, Any]:

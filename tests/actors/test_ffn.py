@@ -148,6 +148,14 @@ def test_a_later_piece_of_the_same_lane_does_not_replace_the_one_that_waits():
     assert shard.calls == [2, 4]  # the third took the second's slot, the first is still there
 
 
+def test_nobody_waits_for_more_than_one_piece_of_another_ones_batch():
+    pieces = [arrival("long", 1.0, tokens=9, chunk=chunk) for chunk in range(2)]
+    late, later = arrival("short", 2.0), arrival("short", 2.0, layer=1)
+    _, _, shard = served([*pieces], [late], [later])
+    # the second piece was there first, but its batch has just been served
+    assert shard.calls == [9, 2, 9, 2]
+
+
 @pytest.mark.parametrize(("expert", "code"), [(9, "unknown_expert"), (8, "compute_failed")])
 def test_a_bad_frame_is_refused_and_its_riders_are_served(expert, code):
     worker, endpoint, _ = served(
