@@ -24,7 +24,8 @@ class Line:
 @dataclass(frozen=True)
 class Emulation:
     """The stages of one layer: attention of one lane by context tokens, a kernel call of an FFN
-    actor by (token, expert) pairs, a frame one way by bytes."""
+    actor by (token, expert) pairs, a frame one way by bytes; frames do not wait for one another's
+    wire."""
 
     attention: Line = Line()
     ffn: Line = Line()

@@ -322,8 +322,8 @@ def slo_replay(
     "made into a day: how the rate moves over it is assumed, and said with the result. All fixed "
     "numbers of actors are simulated until the best is found, for the day and for every hour by "
     "itself, then the policies. A day takes tens of minutes to an hour; needs no deployment. Exit "
-    "code 1: a trace has no policy "
-    "within a point of the best fixed numbers at 30 % fewer actor-seconds."
+    "code 1: a trace has no policy within a point of the best fixed numbers at 30 % fewer "
+    "actor-seconds."
 )
 def autoscale(
     trace: Annotated[

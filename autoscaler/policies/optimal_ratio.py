@@ -108,6 +108,7 @@ class OptimalRatio:
         self._before, self._wish = self._wish, None
         model, s = view.model, view.snapshot
         if model is None or not model.reliable:
+            self._began = None  # what was wanted before is no longer all that was wanted
             why = "there is no latency model yet" if model is None else model.why
             return Proposal(reason=Reason.MODEL_UNRELIABLE, detail=why)
         if not s.running and not s.waiting and not s.arrival_rate > 0:

@@ -305,6 +305,16 @@ def test_more_is_had_at_once_and_a_clock_that_runs_backwards_begins_anew() -> No
     assert wanted(one.propose(asked(1.0, 60.0)), (8, 8)).total < 16
 
 
+def test_after_a_time_without_a_model_it_watches_anew() -> None:
+    one = policy(stabilization=60.0)
+    for at in (0, 30):
+        assert wanted(one.propose(asked(1.0, float(at))), (8, 8)) == (8, 8)
+    one.propose(replace(asked(1.0, 40.0), model=None))
+    for at in (70, 100, 129):
+        assert wanted(one.propose(asked(1.0, float(at))), (8, 8)) == (8, 8)
+    assert wanted(one.propose(asked(1.0, 130.0)), (8, 8)).total < 16
+
+
 # -- nothing to go by ----------------------------------------------------------------------------
 
 
